@@ -1,0 +1,69 @@
+"""Epoch: what a trial reports after one pass over the training images. Numbers only, no torch, no Ray.
+
+The names here are the Parquet columns, the objective a study may choose, and the keys of the journal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+def _metric(description: str, unit: str = "", goal: str = "") -> Any:
+    return dataclasses.field(metadata={"description": description, "unit": unit, "goal": goal})
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One report of a trial. Made once; every sink (scheduler, journal, tables, tracking) gets the same numbers."""
+
+    step: int = _metric("Reports of this trial so far; never goes back.", "reports")
+    epoch: int = _metric("Age of the weights: passes over the training images.", "epochs")
+    train_loss: float = _metric("Mean training loss over the epoch, augmented images, in train mode.", "nats", "min")
+    train_accuracy: float = _metric("Share of augmented training images predicted right.", "", "max")
+    clean_loss: float = _metric("Cross-entropy on a fixed slice of train without augmentation.", "nats", "min")
+    clean_accuracy: float = _metric("Accuracy on a fixed slice of train without augmentation.", "", "max")
+    val_loss: float = _metric("Cross-entropy on the validation images.", "nats", "min")
+    val_accuracy: float = _metric("Share of validation images predicted right.", "", "max")
+    val_balanced_accuracy: float = _metric("Mean over classes of recall on the validation images.", "", "max")
+    val_macro_f1: float = _metric("Mean over classes of the F1 score on the validation images.", "", "max")
+    val_ece: float = _metric("Expected calibration error, 15 bins (Guo et al. 2017), validation.", "", "min")
+    lr: float = _metric("Effective learning rate of the last layer, mean over the epoch's steps.")
+    weight_decay: float = _metric("Effective decoupled weight decay.")
+    grad_norm: float = _metric("Norm of the whole gradient before clipping, mean over the epoch's steps.")
+    zero_weights: float = _metric("Share of decayed weights that are exactly zero.")
+    seconds: float = _metric("Wall-clock time of the epoch, evaluation included.", "s")
+    images_per_second: float = _metric("Training images per second of training time.", "images/s")
+    data_wait: float = _metric("Share of training time spent waiting for augmented batches.")
+    peak_memory: float = _metric("Peak memory: of the GPU where one is used, else of the process.", "MB")
+
+    def numbers(self) -> dict[str, float | int]:
+        """The values by name, in the order of declaration."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def is_finite(self) -> bool:
+        """Whether training is still sane: neither the training nor the validation loss is NaN or infinite."""
+        return math.isfinite(self.train_loss) and math.isfinite(self.val_loss)
+
+
+@dataclass(frozen=True)
+class MetricDoc:
+    description: str
+    unit: str
+    goal: str  # "max", "min", or "" when it is no objective
+    kind: type
+
+
+METRICS: Mapping[str, MetricDoc] = types.MappingProxyType(
+    {
+        f.name: MetricDoc(
+            f.metadata["description"], f.metadata["unit"], f.metadata["goal"], int if f.type == "int" else float
+        )
+        for f in dataclasses.fields(Epoch)
+    }
+)
+OBJECTIVES: tuple[str, ...] = tuple(name for name, doc in METRICS.items() if doc.goal)

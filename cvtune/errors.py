@@ -1,0 +1,73 @@
+"""What cvtune raises on purpose: each error is one paragraph for a person and one exit code for a script."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+
+class CvtuneError(Exception):
+    """Base of every error that a user can cause or mend. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(CvtuneError):
+    """A name, a value or a combination in a recipe, space, study or command is not valid."""
+
+    exit_code = 2
+
+
+class DataError(CvtuneError):
+    """The images or labels cannot be used as they are."""
+
+    exit_code = 3
+
+
+class ClusterError(CvtuneError):
+    """Ray could not be reached, or the cluster cannot give what a trial asks for."""
+
+    exit_code = 4
+
+
+class OwnedError(CvtuneError):
+    """Another process owns the study."""
+
+    exit_code = 5
+
+
+def did_you_mean(name: str, valid: Iterable[str], show: int = 12) -> str:
+    """A sentence that helps after an unknown name: the nearest valid one, then what is valid.
+
+    Lists at most `show` names; of dotted names those of the section that was probably meant.
+    """
+    known = sorted(valid)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:  # "strenght" should find "augment.strength": compare the last part of dotted names too
+        tails = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
+        near = [tails[t] for t in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)]
+    guess = f"Did you mean {near[0]!r}? " if near else ""
+    section = (near[0] if near else name).rpartition(".")[0]
+    listed = [k for k in known if section and k.startswith(f"{section}.")] or known
+    rest = f" and {len(known) - len(listed[:show])} more" if len(known) > len(listed[:show]) else ""
+    return f"{guess}Valid: {', '.join(listed[:show])}{rest}." if known else "There are none."
+
+
+def config_error(error: ValidationError, prefix: str = "") -> ConfigError:
+    """Retell pydantic's first complaint in our style: the dotted name, the value, the rule, what is valid."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    name = ".".join(part for part in (prefix, where) if part)
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{name!r} is not a field here. Remove it or correct its name.")
+    rule = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "missing" else f" = {_short(first['input'])}"
+    return ConfigError(f"{name or 'value'}{value}: {rule[:1].lower()}{rule[1:].rstrip('.')}.")
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

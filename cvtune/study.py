@@ -1,0 +1,241 @@
+"""Study: a base Recipe, what is searched around it, by which scheduler and searcher, with which budget."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import ValidationError, field_validator, model_validator
+
+from cvtune.epoch import METRICS, OBJECTIVES
+from cvtune.errors import ConfigError, config_error, did_you_mean
+from cvtune.recipe import FIELDS, Recipe, Section, Value, describe, field
+from cvtune.schedulers import ASHA, Scheduler
+from cvtune.searchers import Random, Searcher
+from cvtune.space import LogUniform, Space, Uniform, space
+
+FORMAT = 1  # of study.json; a reader accepts its own and every lower number
+
+
+class Source(Section):
+    source: str = field(
+        "digits", "Where the images are: a folder, an .npz file, digits (embedded), or 'python:module:function'."
+    )
+    val_share: float = field(0.15, "Share split off for validation where the source has no val part.", gt=0, lt=0.5)
+    test_share: float = field(0.15, "Share split off for the final test where the source has none.", ge=0, lt=0.5)
+    split_seed: int = field(0, "Seed of that split (stratified by class).", ge=0, le=2**62)
+    max_corrupt: float = field(0.01, "Share of unreadable images that is skipped and counted; above it we refuse.", ge=0, le=1)
+
+
+class Budget(Section):
+    trials: int = field(32, "Trials to start.", unit="trials", ge=1, le=1_000_000)
+    epochs: int | None = field(None, "Epochs to train in all; None: no bound.", unit="epochs", ge=1)
+    time_s: float | None = field(None, "Wall-clock time from the start of this run; None: no bound.", unit="s", gt=0)
+    gpu_hours: float | None = field(None, "GPU time of all trials; None: no bound.", unit="h", gt=0)
+
+
+class Resources(Section):
+    cpu: float = field(1, "CPU cores of one trial.", unit="cores", gt=0, le=1024)
+    gpu: float | None = field(None, "GPUs of one trial; None: 1 where the cluster has any, else 0.", ge=0, le=1)
+    max_concurrent: int | None = field(None, "Most trials at once; None: as many as fit.", unit="trials", ge=1)
+    cache_gb: float | None = field(
+        None, "Most disk that decoded images may take; None: half of what is free.", unit="GB", ge=0
+    )
+    retries: int = field(3, "Times that a trial is taken up again after its process or node was lost.", ge=0, le=1000)
+
+
+class Study(Section):
+    """What `cvtune run` runs. Frozen; the same definition gives the same `study.json`."""
+
+    name: str = field("study", "Name of the study and of its folder.")
+    data: Source = Source()
+    recipe: Recipe = Recipe()
+    space: Space = Space()
+    scheduler: Scheduler = ASHA()
+    searcher: Searcher = Random()
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+    objective: str = field("val_accuracy", "Metric that decides which trial is better.")
+    mode: Literal["max", "min"] | None = field(None, "Direction of the objective; None: the metric's own.")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+            raise ConfigError(
+                f"name = {value!r}: a study's name becomes a folder. Use letters, digits, '.', '_' and '-', at most 100."
+            )
+        return value
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str) -> str:
+        if value not in OBJECTIVES:
+            raise ConfigError(f"objective = {value!r} is not a metric to compare by. {did_you_mean(value, OBJECTIVES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        goal = METRICS[self.objective].goal
+        if self.mode not in (None, goal):
+            raise ConfigError(f"mode = {self.mode!r}: {self.objective} is better the other way. Use {goal!r} or leave it out.")
+        if isinstance(self.scheduler, ASHA) and self.scheduler.grace_epochs > self.recipe.max_epochs:
+            raise ConfigError(
+                f"scheduler.grace_epochs = {self.scheduler.grace_epochs} is above max_epochs = {self.recipe.max_epochs}: "
+                "no trial could ever be stopped. Lower it, or use scheduler.name=fifo."
+            )
+        return self
+
+    @property
+    def better(self) -> Literal["max", "min"]:
+        """The direction of the objective."""
+        return "max" if METRICS[self.objective].goal == "max" else "min"
+
+    @property
+    def user_code(self) -> tuple[str, ...]:
+        """Every 'python:module:function' that this study names, the searched ones included."""
+        named: list[Value] = [self.data.source, *self.recipe.flat().values()]
+        named += [value for domain in self.space.domains.values() for value in domain.edges()]
+        return tuple(sorted({v for v in named if isinstance(v, str) and v.startswith("python:")}))
+
+    def trial(self, index: int, values: Mapping[str, Value]) -> Recipe:
+        """The Recipe of trial `index` with the searched `values`. Each trial has a seed of its own unless it is searched."""
+        seed = int(np.random.SeedSequence([self.recipe.seed, index]).generate_state(1, np.uint32)[0])
+        return self.recipe.replace({"seed": seed, **values})
+
+    def set(self, values: Mapping[str, Any]) -> Study:
+        """This study with some values, given by dotted name, set to others. A searched name leaves the space.
+
+        Raises:
+            ConfigError: a name is unknown (with the nearest valid one) or a value is out of its range.
+        """
+        tree = self.model_dump()
+        fixed = {name: value for name, value in values.items() if name in FIELDS or name == "changes"}
+        tree["recipe"] = self.recipe.replace(fixed)
+        tree["space"] = self.space.without(set(fixed))
+        valid = {**FIELDS, **SETTINGS, **describe(type(self.scheduler), "scheduler."), **describe(type(self.searcher), "searcher.")}
+        for name, value in values.items():
+            if name in fixed:
+                continue
+            section, _, leaf = name.rpartition(".")
+            if name in ("scheduler.name", "searcher.name"):
+                tree[section] = {"name": value, **{k: v for k, v in tree[section].items() if tree[section]["name"] == value}}
+            elif name in valid:
+                (tree[section] if section else tree)[leaf] = value
+            else:
+                raise ConfigError(f"{name!r} cannot be set. {did_you_mean(name, [*valid, 'scheduler.name', 'searcher.name'])}")
+        return make(tree)
+
+    def definition(self) -> dict[str, Any]:
+        """What makes this study this study, as plain JSON: everything but how much and on what it runs."""
+        return self.model_dump(mode="json", exclude={"budget", "resources"})
+
+    def to_json(self, provenance: Mapping[str, Any]) -> str:
+        """The text of `study.json`."""
+        return json.dumps({"format": FORMAT, "study": self.model_dump(mode="json"), "provenance": dict(provenance)}, indent=2)
+
+
+SETTINGS = describe(Study)
+for _name in FIELDS:  # the recipe's own names are set without the prefix
+    del SETTINGS[f"recipe.{_name}"]
+SETTINGS = {name: doc for name, doc in SETTINGS.items() if not name.startswith("space.")}
+
+
+def make(tree: Mapping[str, Any]) -> Study:
+    """A Study from plain values, with errors in cvtune's style."""
+    try:
+        return Study.model_validate(dict(tree))
+    except ValidationError as error:
+        raise config_error(error) from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`path=value` from the command line. The value is JSON where it parses (1e-4, true, null, [..]), else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set {text!r}: write path=value, for example --set optim.lr=0.001.")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), {"None": None, "True": True, "False": False}.get(value, value)
+
+
+def for_data(source: str) -> Study:
+    """The built-in study for a folder (or other source) of labelled images: both strengths and the learning rate."""
+    path = Path(source)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem if path.exists() else source).strip("-.") or "study"
+    drawn = source == "digits"  # a mirrored digit is another digit; photos may be mirrored
+    recipe = Recipe().replace({"augment.flip": "none", "data.image_size": 16} if drawn else {})
+    return Study(name=stem, data=Source(source=source), recipe=recipe, space=SWEET_SPOT)
+
+
+SWEET_SPOT = space(
+    {
+        "augment.strength": Uniform(0, 1),
+        "regularize.strength": Uniform(0, 1),
+        "optim.lr": LogUniform(5e-4, 2e-2),
+    }
+)
+
+
+def load(target: str) -> Study:
+    """The study that a command-line target names: WORKFLOW.py, STUDY.json, or images (a folder, .npz, digits).
+
+    Raises:
+        ConfigError: the file is missing, is no study, or the workflow fails while it builds its study.
+    """
+    path = Path(target)
+    if path.suffix == ".py":
+        return _from_workflow(path)
+    if path.suffix == ".json":
+        return read(path)
+    if target == "digits" or path.suffix == ".npz" or path.is_dir():
+        return for_data(target)
+    raise ConfigError(
+        f"{target!r} is neither a workflow (.py), a study (.json) nor a folder of images. "
+        "Check the path; `cvtune run workflows/quickstart.py` and `cvtune run digits` always work."
+    )
+
+
+def read(path: Path) -> Study:
+    """The study in a `study.json`."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as a study ({error}).") from None
+    if not isinstance(content, dict) or "study" not in content:
+        raise ConfigError(f"{path}: no study.json of cvtune (the key 'study' is missing).")
+    if content.get("format", 0) > FORMAT:
+        raise ConfigError(f"{path}: written by a newer cvtune (format {content['format']}, this one reads {FORMAT}). Update cvtune.")
+    return make(content["study"])
+
+
+def _from_workflow(path: Path) -> Study:
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        raise ConfigError(f"workflow {str(path)!r} does not exist. {near}".rstrip())
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # a workflow may import its neighbors
+    spec = importlib.util.spec_from_file_location(f"cvtune_workflow_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        build = getattr(module, "study", None)
+        result = build() if callable(build) else None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {config_error(error)}") from None
+    except Exception as error:  # whatever a user's file may raise
+        raise ConfigError(f"{path}: building the study failed: {type(error).__name__}: {error}") from error
+    if not isinstance(result, Study):
+        raise ConfigError(f"{path}: a workflow needs a function `study()` that returns a cvtune Study.")
+    return result
