@@ -49,6 +49,11 @@ class Resources(Section):
     )
     retries: int = field(3, "Times that a trial is taken up again after its process or node was lost.", ge=0, le=1000)
 
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_gb` in bytes."""
+        return None if self.cache_gb is None else int(self.cache_gb * 1e9)
+
 
 class Study(Section):
     """What `cvtune run` runs. Frozen; the same definition gives the same `study.json`."""

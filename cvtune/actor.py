@@ -1,0 +1,192 @@
+"""The process that trains trials: a Ray Trainable around `train`, used for one trial after another.
+
+It writes only its attempt's folder. An error of the trial itself is caught and reported as its terminal reason;
+what ends the process instead (a lost node, a kill) is Ray's to retry, from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from cvtune.epoch import Epoch
+from cvtune.errors import DataError
+from cvtune.recipe import Recipe
+from cvtune.study import Source
+
+OPENED: dict[str, Any] = {}  # data sets of this process by their settings: mapped once, used by trial after trial
+
+
+class TrialFailed(Exception):
+    """Raised after a failure was reported, so that Ray ends this process and does not reuse it."""
+
+
+class TrialActor(tune.Trainable):  # type: ignore[misc]
+    """One trial at a time. `setup` and `reset_config` begin one, each `step` trains one epoch."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        for root in config["roots"]:
+            if root not in sys.path:
+                sys.path.insert(0, root)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._failed:
+            raise TrialFailed(self._failed)
+        with self._logged():
+            try:
+                epoch = next(self._epochs, None)
+            except Exception as error:
+                return self._failure(error)
+        if epoch is None:
+            return {"cut": True, **self._identity()}
+        return {**epoch, **self._identity()}
+
+    def cleanup(self) -> None:
+        self._release()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Ray's own checkpoints hold nothing: ours lie in the attempt's folder, and `_begin` finds them."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """See `save_checkpoint`."""
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._release()
+        self._failed = ""
+        self._folder = Path(config["study"]) / "trials" / config["trial"]
+        self._attempt = _new_attempt(self._folder)
+        self._config = config
+        self._epochs = self._train()
+
+    def _release(self) -> None:
+        self._epochs: Iterator[dict[str, Any]] = iter(())
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _train(self) -> Iterator[dict[str, Any]]:
+        """The numbers of each epoch, each saved before it is reported: what the driver knows can be taken up again."""
+        from cvtune import checkpoint
+        from cvtune.train import Run, train
+
+        config = self._config
+        limit_threads(config["cpu"])
+        recipe = Recipe.model_validate(config["recipe"])
+        run = Run(recipe, opened(config, recipe), workers=max(0, int(config["cpu"]) - 1))
+        numbers = self._restore(run, config["known_step"])
+        if numbers is not None:
+            yield numbers
+        deadline = config["deadline"]
+        for epoch in train(run, stop=lambda: deadline is not None and time.time() > deadline):
+            print(_line(epoch))
+            place = self._folder / str(self._attempt) / "checkpoints" / str(epoch.step)
+            checkpoint.save(place, run.state_dict(), epoch.numbers())
+            checkpoint.prune(self._folder, keep=2)
+            yield epoch.numbers()
+
+    def _restore(self, run: Any, known_step: int) -> dict[str, Any] | None:
+        """Load the furthest intact checkpoint; returns its report if the driver never got it."""
+        from cvtune import checkpoint
+
+        for place in checkpoint.newest(self._folder):
+            try:
+                state, numbers = checkpoint.load(place)
+            except checkpoint.CheckpointError as error:
+                print(f"skipped: {error}")
+                continue
+            run.load_state_dict(state)
+            print(f"taken up after epoch {run.epoch} from {place}")
+            return numbers if numbers["step"] > known_step else None
+        if known_step > 0:
+            raise DataError(
+                f"trial {self._folder.name} had reported {known_step} epochs, but none of its checkpoints in {self._folder} "
+                "is intact. It is not started from scratch, which would repeat rows."
+            )
+        return None
+
+    def _failure(self, error: Exception) -> dict[str, Any]:
+        traceback.print_exc()
+        self._failed = f"{type(error).__name__}: {error}"
+        kind = type(error).__name__
+        reason = "oom_gpu" if kind == "OutOfMemoryError" else "oom_host" if isinstance(error, MemoryError) else "code_error"
+        reason = "data_error" if isinstance(error, DataError) else reason
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+        where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        return {"failure": reason, "message": self._failed[:2000] + where, **self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
+        return {"attempt": self._attempt, "node": platform.node(), "pid": os.getpid()}
+
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
+        """What the trial prints goes to `log.txt` of its attempt."""
+        with (self._folder / str(self._attempt) / "log.txt").open("a", buffering=1) as log:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                yield
+
+
+def limit_threads(cpus: float) -> None:
+    """Keep to the cores that the trial was given; OpenCV would take all of the machine's."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(max(1, int(cpus)))
+    cv2.setNumThreads(0)
+
+
+def opened(config: dict[str, Any], recipe: Recipe) -> Any:
+    """The data set of a trial, opened at most once per process and setting.
+
+    On the machine that checked the images the finished store is mapped; another machine builds its own, once.
+    """
+    from cvtune.data import cache_folder, open_dataset, open_store
+
+    key = repr((config["source"], recipe.data.image_size, recipe.data.store_size, recipe.data.fit))
+    if key not in OPENED:
+        as_checked = config["store"] and recipe.data == Recipe.model_validate(config["base"]).data
+        data = open_store(Path(config["store"])) if as_checked else None
+        if data is None:
+            cache = cache_folder(config["cache"] and Path(config["cache"]))
+            threads = max(1, int(config["cpu"]))
+            data = open_dataset(Source.model_validate(config["source"]), recipe.data, cache, config["cache_bytes"], threads)
+        if data.fingerprint != config["fingerprint"]:
+            raise DataError(
+                f"{platform.node()} sees other images at {config['source']['source']} than the machine that checked them "
+                f"({data.fingerprint} instead of {config['fingerprint']}). Give every node the same data."
+            )
+        OPENED[key] = data
+    return OPENED[key]
+
+
+def _new_attempt(trial: Path) -> int:
+    """Create the folder of the next attempt and return its number. Making it is exclusive, so no two share one."""
+    trial.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(p.name) for p in trial.iterdir() if p.name.isdigit()), default=0)
+    while True:
+        try:
+            (trial / str(number)).mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return number
+
+
+def _line(epoch: Epoch) -> str:
+    shown = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+    return f"epoch {epoch.epoch}: " + ", ".join(f"{name} {getattr(epoch, name):.4g}" for name in shown)

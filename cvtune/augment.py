@@ -1,0 +1,381 @@
+"""Augmentation: one strength in [0, 1] becomes a random change of an image that keeps its label.
+
+Strength is a promise. Strength 0 is exactly `to_square`, what evaluation sees; a higher strength never changes images
+less on average; and nothing jumps: each probability rises linearly to its full value at strength 0.2 (that of gray, at
+1) and each magnitude linearly to its full value at strength 1. What strength 1 means is written in the rows of
+`FAMILIES`; a new family is one row there and one factor in `recipe.Augment`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from cvtune.errors import ConfigError
+from cvtune.recipe import Augment
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for updates when it is imported
+
+import albumentations as A
+
+if TYPE_CHECKING:
+    import torch
+
+Image = npt.NDArray[Any]  # uint8 (H, W, 3); Any, as OpenCV's own types know no better
+
+MAPPING_VERSION: int = 1
+"""Rises whenever the same `Augment` would change images in another way."""
+
+
+def to_square(image: Image, size: int, fit: str) -> Image:
+    """What evaluation sees of an image, and what augmentation of strength 0 leaves.
+
+    Args:
+        image: uint8 (H, W, 3).
+        size: side of the result in px.
+        fit: "crop" resizes the shorter side to `size` and crops the center, "squash" resizes both sides.
+
+    Returns:
+        uint8 (size, size, 3); the image itself when it has that shape already.
+    """
+    width, height, left, top = _frame(image, size, fit)
+    return np.ascontiguousarray(_resize(image, width, height)[top : top + size, left : left + size])
+
+
+def _frame(image: Image, size: int, fit: str) -> tuple[int, int, int, int]:
+    """Width and height to which evaluation resizes the whole image, then left and top of its crop."""
+    if fit == "squash":
+        return size, size, 0, 0
+    height, width = image.shape[:2]
+    short = min(height, width)
+    width, height = max(size, round(width * size / short)), max(size, round(height * size / short))
+    return width, height, (width - size) // 2, (height - size) // 2
+
+
+def _resize(image: Image, width: int, height: int) -> Image:
+    if image.shape[:2] == (height, width):
+        return image
+    smaller = height <= image.shape[0] and width <= image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def _ramp(strength: float, full: float = 1.0) -> float:
+    return full * min(1.0, 5.0 * strength)
+
+
+class Step(A.ImageOnlyTransform):  # type: ignore[misc]
+    """A function (image, random) -> image as an albumentations transform."""
+
+    def __init__(self, change: Callable[[Image, Random], Image], p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.change = change
+
+    def apply(self, img: Image, shape: tuple[int, ...]) -> Image:
+        return self.change(img, self.py_random)
+
+
+def change_view(image: Image, random: Random, strength: float, size: int, fit: str) -> Image:
+    """Crop, stretch, rotation, shear and shift as one map of the plane: uint8 (H, W, 3) -> (size, size, 3).
+
+    The crop window of `to_square` shrinks, turns and wanders, so that low strengths approach the center crop.
+    """
+    applied, shrink = random.random(), random.random()
+    spread = [strength * random.uniform(-1, 1) for _ in range(5)]
+    if applied >= _ramp(strength):
+        return to_square(image, size, fit)
+    return _warp(image, size, fit, 1 - 0.75 * strength * shrink, *spread)
+
+
+def _warp(
+    image: Image, size: int, fit: str, area: float, stretch: float, turn: float, shear: float, right: float, down: float
+) -> Image:
+    """The window of `to_square` with `area` of its size, moved and deformed; all but `area` lie in [-1, 1]."""
+    width, height, left, top = _frame(image, size, fit)
+    ratio = (4 / 3) ** (stretch / 2)
+    w, scale_x, x = _axis(image.shape[1], width, left, size, ratio / math.sqrt(area), right)
+    h, scale_y, y = _axis(image.shape[0], height, top, size, 1 / (ratio * math.sqrt(area)), down)
+    cos, sin, slant = math.cos(turn * math.pi / 6), math.sin(turn * math.pi / 6), math.tan(shear * math.pi / 18)
+    xx, xy = scale_x * cos, scale_x * (cos * slant - sin)
+    yx, yy = scale_y * sin, scale_y * (sin * slant + cos)
+    middle = (size - 1) / 2
+    matrix = np.array([[xx, xy, x - (xx + xy) * middle], [yx, yy, y - (yx + yy) * middle]])
+    # Area averaging first, down to the scale of the result, because the linear interpolation of a warp would alias
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(_resize(image, w, h), matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
+
+
+def _axis(length: int, full: int, start: int, size: int, zoom: float, shift: float) -> tuple[int, float, float]:
+    """One axis of a warp: px to shrink the image to, px of that per px of the result, px at the center of the window.
+
+    The window may move by `shift` in [-1, 1] of what keeps it inside the image, plus 10 % of the result.
+    """
+    grow = full / length * zoom
+    small = max(1, round(length * min(1.0, grow)))
+    reach = max(0.0, full - size / zoom) / 2 + 0.1 * size
+    return small, small / (length * grow), small * (start + size / 2 + shift * reach) / full - 0.5
+
+
+_GRAY = np.full((3, 3), 1 / 3)
+_CHROMA = np.eye(3) - _GRAY
+_TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+
+
+def change_color(
+    image: Image,
+    random: Random,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+    gray: float = 0.0,
+) -> Image:
+    """All of color as one affine map of RGB (Karras et al. 2020, StyleGAN2-ADA): uint8 (H, W, 3) -> (H, W, 3).
+
+    Factors are uniform in 1 +- `brightness`, `contrast` (about the mean of the image), `saturation`; `hue` is the
+    largest turn about the gray axis in full turns; `gray` the probability that all color goes.
+    """
+    bright, differ, vivid, turn = (random.uniform(-1, 1) for _ in range(4))
+    bright, differ = 1 + brightness * bright, 1 + contrast * differ
+    vivid = 0.0 if random.random() < gray else 1 + saturation * vivid
+    angle = 2 * math.pi * hue * turn
+    matrix = _GRAY + vivid * (math.cos(angle) * _CHROMA + math.sin(angle) * _TURN)
+    offset = bright * (1 - differ) * sum(cv2.mean(image)[:3]) / 3
+    return cv2.transform(image, np.hstack([bright * differ * matrix, np.full((3, 1), offset)]))
+
+
+def change_sharpness(image: Image, random: Random, amount: float) -> Image:
+    """Blend with the 3 x 3 smoothed image (the Sharpness of Pillow), factor 1 +- `amount`; uint8 (H, W, 3)."""
+    factor = 1 + amount * random.uniform(-1, 1)
+    smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+    kernel = (1 - factor) * smooth
+    kernel[1, 1] += factor
+    return cv2.filter2D(image, -1, kernel)
+
+
+def change_solarize(image: Image, random: Random, reach: float) -> Image:
+    """Invert what is brighter than a threshold, up to `reach` of 256 below 256; uint8 (H, W, 3)."""
+    levels = np.arange(256)  # not A.Solarize: its weakest threshold, 255, still inverts white
+    inverted = levels >= 256 * (1 - reach * random.random())
+    return cv2.LUT(image, np.where(inverted, 255 - levels, levels).astype(np.uint8))
+
+
+def _mirror(strength: float, flip: str) -> list[A.BasicTransform]:
+    allowed = {"none": [], "horizontal": [A.HorizontalFlip], "both": [A.HorizontalFlip, A.VerticalFlip]}[flip]
+    return [mirror(p=_ramp(strength, 0.5)) for mirror in allowed]
+
+
+def _geometry(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
+    view = partial(change_view, strength=strength, size=pipeline.image_size, fit=pipeline.fit)
+    return [Step(view), *_mirror(strength, pipeline.augment.flip)]
+
+
+def _color(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
+    s = 0.4 * strength
+    jitter = partial(change_color, brightness=s, contrast=s, saturation=s, hue=0.1 * strength, gray=0.1 * strength)
+    return [Step(jitter, p=_ramp(strength, 0.8))]
+
+
+def _quality(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
+    blur = A.GaussianBlur(sigma_limit=(1e-3, 1e-3 + strength * pipeline.image_size / 64))
+    noise = A.GaussNoise(std_range=(0.0, 0.1 * strength))
+    jpeg = A.ImageCompression(quality_range=(round(100 - 70 * strength), 100))
+    return [A.OneOf([blur, noise, jpeg], p=_ramp(strength, 0.5))]
+
+
+def _occlusion(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
+    side = (math.sqrt(strength) / 6, math.sqrt(strength) / 3)  # it is the area that is linear in strength
+    return [A.CoarseDropout((1, 3), side, side, fill="random_uniform", p=_ramp(strength, 0.5))]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row: `build(strength, pipeline)` gives transforms that at strength 0 do nothing (geometry: `to_square`)."""
+
+    name: str
+    description: str
+    build: Callable[[float, Pipeline], list[A.BasicTransform]]
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "geometry",
+        "always: crop to 25-100 % of the area anywhere in the image, aspect 3:4 to 4:3, rotation +-30 degrees, shear "
+        "+-10 degrees, shift +-10 %; each allowed flip with probability 0.5; borders are reflected",
+        _geometry,
+    ),
+    Family(
+        "color",
+        "with probability 0.8: brightness, contrast, saturation x 0.6-1.4, hue +-0.1 turns, gray with probability 0.1",
+        _color,
+    ),
+    Family(
+        "quality",
+        "with probability 0.5 one of: blur of sigma up to size / 64, noise of std up to 25 of 255, JPEG down to 30",
+        _quality,
+    ),
+    Family("occlusion", "with probability 0.5: 1-3 patches of one color, sides 1/6 to 1/3 of the image", _occlusion),
+)
+
+
+def _families(pipeline: Pipeline) -> A.Compose:
+    augment = pipeline.augment
+    strengths = [min(1.0, augment.strength * getattr(augment, family.name)) for family in FAMILIES]
+    chain = [step for family, s in zip(FAMILIES, strengths, strict=True) for step in family.build(s, pipeline)]
+    return A.Compose(chain, is_check_shapes=False)
+
+
+def _trivial(pipeline: Pipeline) -> A.Compose:
+    """TrivialAugment (Mueller & Hutter 2021, wide space): one of 14 operations, its magnitude uniform up to strength.
+
+    The allowed flips come first, as in the paper's training. The promise asks for two differences: what has no
+    magnitude (equalize, autocontrast) is applied with a rising probability, and borders are reflected, not black.
+    """
+    s = pipeline.augment.strength
+    on, lean, far, still = _ramp(s), math.degrees(math.atan(0.99)) * s, round(32 * s), (0, 0)
+    affine = partial(A.Affine, border_mode=cv2.BORDER_REFLECT, p=1.0)
+    operations = [  # in OneOf p is the weight; together they weigh 14
+        A.NoOp(p=1.0),
+        *(A.AutoContrast(p=on), A.NoOp(p=1 - on)),
+        *(A.Equalize(p=on), A.NoOp(p=1 - on)),
+        Step(partial(change_color, brightness=0.99 * s)),
+        Step(partial(change_color, contrast=0.99 * s)),
+        Step(partial(change_color, saturation=0.99 * s)),
+        Step(partial(change_sharpness, amount=0.99 * s)),
+        A.Posterize(num_bits=(round(8 - 6 * s), 8), p=1.0),
+        Step(partial(change_solarize, reach=s)),
+        affine(rotate=(-135 * s, 135 * s)),
+        affine(shear={"x": (-lean, lean), "y": still}),
+        affine(shear={"x": still, "y": (-lean, lean)}),
+        affine(translate_px={"x": (-far, far), "y": still}),
+        affine(translate_px={"x": still, "y": (-far, far)}),
+    ]
+    view = partial(change_view, strength=0.0, size=pipeline.image_size, fit=pipeline.fit)
+    return A.Compose(
+        [Step(view), *_mirror(s, pipeline.augment.flip), A.OneOf(operations, p=1.0)], is_check_shapes=False
+    )
+
+
+_FOR_THE_DEVICE = ("Normalize", "ToFloat", "ToTensorV2")
+
+
+def _user_policy(pipeline: Pipeline) -> Callable[..., Any]:
+    from cvtune.usercode import load_function
+
+    function = load_function(pipeline.augment.policy, "augment.policy")
+    transform = function(pipeline.augment.strength, pipeline.image_size)
+    if not callable(transform):
+        raise ConfigError(
+            f"augment.policy = {pipeline.augment.policy!r} returned {type(transform).__name__}: it must return an "
+            "albumentations transform, or another callable that takes image= and returns a dict with 'image'."
+        )
+    if isinstance(transform, A.BasicTransform | A.BaseCompose):
+        transform = copy.deepcopy(transform)  # it may be kept and returned again, but gets generators of this pipeline
+    if isinstance(transform, A.BaseCompose):
+        # Pipelines written for other trainers end so; here the device normalizes whole batches of uint8
+        while transform.transforms and type(transform.transforms[-1]).__name__ in _FOR_THE_DEVICE:
+            transform.transforms = transform.transforms[:-1]
+    return transform  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All augmentation of one image, decided by these settings and the seed of the call alone.
+
+    Equal settings are equal pipelines. What is built for the first call is not pickled. A pipeline is for one thread
+    at a time; two threads need two (equal) pipelines.
+
+    Args:
+        augment: strength, factors (of the policy "families" only), flip and policy; a user's policy is called with
+            strength and keeps its promise itself. mixup and cutmix are for `mix_batch`.
+        image_size: side S of the result in px.
+        fit: see `to_square`.
+    """
+
+    augment: Augment
+    image_size: int
+    fit: str = "crop"
+
+    def __call__(self, image: Image, seed: int) -> Image:
+        """Augment uint8 (H, W, 3) to uint8 (S, S, 3). The same seed gives the same change, in any order of calls.
+
+        Raises:
+            ConfigError: the user's policy gave something else than uint8 (S, S, 3).
+        """
+        transform, random, bits = self._built
+        random.seed(int(seed))
+        bits.state = _pcg64(random.getrandbits(128))  # 5 us; 90-200 us with set_random_seed
+        result = transform(image=image)
+        out = result.get("image") if isinstance(result, dict) else result
+        size = self.image_size
+        if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != (size, size, 3):
+            what = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise ConfigError(
+                f"augment.policy = {self.augment.policy!r} made {what} of an image: it must give uint8 "
+                f"({size}, {size}, 3), where {size} is data.image_size. End it with a crop or resize to the image_size "
+                "that it is called with, without normalization (the device does that)."
+            )
+        return out
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pipeline, (self.augment, self.image_size, self.fit)
+
+    @cached_property
+    def _built(self) -> tuple[Callable[..., Any], Random, np.random.PCG64]:
+        """The transform, and the two generators that every transform in it draws from, nested ones too."""
+        build: Any = {"families": _families, "trivial": _trivial}.get(self.augment.policy, _user_policy)
+        transform, random, bits = build(self), Random(), np.random.PCG64()
+        if hasattr(transform, "set_random_state"):
+            transform.set_random_state(np.random.Generator(bits), random)
+        return transform, random, bits
+
+
+def _pcg64(state: int) -> Any:
+    return {"bit_generator": "PCG64", "state": {"state": state, "inc": 1}, "has_uint32": 0, "uinteger": 0}
+
+
+def mix_batch(
+    x: torch.Tensor, y: torch.Tensor, mixup: float, cutmix: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Mix each sample of a shuffled batch with another one: mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019).
+
+    The loss is lam * loss(out, y_a) + (1 - lam) * loss(out, y_b). If both are on, each batch takes one, with equal
+    chance. Partners are a rotation of the batch, so that nothing but `x` and `y` is read on the device.
+
+    Args:
+        x: float (N, C, H, W) on any device; not changed in place.
+        y: int64 (N,).
+        mixup: Beta parameter of lam, 0 is off.
+        cutmix: Beta parameter of lam, 0 is off.
+        generator: on the CPU, so that drawing does not wait for the device.
+
+    Returns:
+        Mixed x, labels y_a and y_b, and lam in [0, 1], the share of y_a (for CutMix the true share of the area).
+    """
+    import torch
+
+    if not (mixup or cutmix) or len(x) < 2:
+        return x, y, y, 1.0
+    random = Random(int(torch.randint(2**62, (), generator=generator).item()))
+    patch = cutmix > 0 and (mixup == 0 or random.random() < 0.5)
+    alpha = cutmix if patch else mixup
+    lam, shift = random.betavariate(alpha, alpha), random.randrange(1, len(x))
+    other, y_b = x.roll(shift, 0), y.roll(shift, 0)
+    if not patch:
+        return torch.lerp(other, x, lam), y, y_b, lam
+    height, width = x.shape[2:]
+    side, row, column = math.sqrt(1 - lam) / 2, random.random(), random.random()
+    top, bottom = (round(height * min(1.0, max(0.0, row + s))) for s in (-side, side))
+    left, right = (round(width * min(1.0, max(0.0, column + s))) for s in (-side, side))
+    mixed = x.clone()
+    mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+    return mixed, y, y_b, 1 - (bottom - top) * (right - left) / (height * width)

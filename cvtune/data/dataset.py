@@ -1,0 +1,137 @@
+"""Dataset: the images of a study, decoded once per node and shared by all its trials."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from cvtune.data import store
+from cvtune.data.build import Plan, Scan, build, check_corrupt, without
+from cvtune.data.cache import allowance, cache_folder, locked
+from cvtune.data.decode import Fit, load, resize_keep
+from cvtune.data.fingerprint import fingerprint
+from cvtune.data.listing import PARTS, Item, Labels, Pixels
+from cvtune.data.sources import read_source
+from cvtune.recipe import Data
+from cvtune.study import Source
+
+
+class Images(Protocol):
+    """N images, each uint8 (h, w, 3) RGB of its own size, read-only. Picklable."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Pixels: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    images: Images
+    labels: Labels  # int64 (N,)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images. Pickles as the path of its store and the labels, so that it can be sent within a node."""
+
+    classes: tuple[str, ...]
+    train: Part
+    val: Part
+    test: Part  # for the report at the end; no search looks at it
+    fingerprint: str  # of the content of all images and labels
+    corrupt: tuple[str, ...]  # images that were skipped: 'name: reason'
+    notices: tuple[str, ...]  # for the user, one line each
+    store: Path | None  # for `open_store` in other processes; None: images are decoded at each access
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Images that are decoded at each access, with the pixels that a store would hold."""
+
+    items: Sequence[Item]
+    side: int
+    fit: Fit
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int, /) -> Pixels:
+        image = resize_keep(load(self.items[i]), self.side, self.fit)
+        image.flags.writeable = False  # as in the store
+        return image
+
+
+def open_dataset(source: Source, data: Data, cache: Path | None, limit_bytes: int | None, workers: int) -> Dataset:
+    """The images of a source, decoded with `workers` threads unless an earlier run on this node has done so.
+
+    `cache` is the folder that keeps them (None: see `cache_folder`), `limit_bytes` the most they may take there (None:
+    half of what is free). If they need more, each access decodes its image anew, and a notice says so. Processes
+    that open the same data at once decode it once.
+
+    Raises:
+        DataError: the source cannot be used, or more than `max_corrupt` of its images cannot be decoded.
+        ConfigError: the source names user code that cannot be imported, or the cache folder cannot be used.
+    """
+    cache = cache_folder(cache)
+    listing = read_source(source)
+    side = data.store_size or round(1.5 * data.image_size)
+    digest = fingerprint(listing, cache, workers)
+    key = hashlib.blake2b(f"{digest} {side} {data.fit} {store.MAGIC!r}".encode(), digest_size=16).hexdigest()
+    plan = Plan(listing, digest, cache / f"{key}.store", side, data.fit, source.max_corrupt)
+    dataset = open_store(plan.path)
+    if dataset is None:
+        with locked(plan.path.with_suffix(".lock")):
+            limit = allowance(cache, limit_bytes)
+            scan = build(plan, limit, workers)
+            dataset = _on_the_fly(plan, scan, limit) if scan else open_store(plan.path)
+    assert dataset is not None
+    total = len(dataset.corrupt) + sum(len(part.labels) for part in (dataset.train, dataset.val, dataset.test))
+    check_corrupt(dataset.corrupt, total, source.max_corrupt)
+    return dataset
+
+
+def open_store(path: Path) -> Dataset | None:
+    """The Dataset of a finished store, in milliseconds however many images it holds; None if it is missing or torn."""
+    index = store.read_index(path)
+    if index is None:
+        return None
+    stops = np.cumsum(index.sizes).tolist()
+    train, val, test = (
+        Part(store.StoreImages(path, stop - size, stop), index.labels[stop - size : stop])
+        for size, stop in zip(index.sizes, stops, strict=True)
+    )
+    notices = (*index.notices, *_skipped(index.corrupt))
+    return Dataset(index.classes, train, val, test, index.fingerprint, index.corrupt, notices, path)
+
+
+def _on_the_fly(plan: Plan, scan: Scan, limit: int) -> Dataset:
+    labelled = without(plan.listing, scan.corrupt)
+    train, val, test = (
+        Part(DecodedImages(labelled[part].items, plan.side, plan.fit), labelled[part].labels) for part in PARTS
+    )
+    corrupt = tuple(scan.corrupt.values())
+    need = f"{scan.bytes / 1e9:.3g} GB"
+    if scan.full:
+        why = (
+            f"the disk or quota of {plan.path.parent} was full before all {need} were written. Make room and remove "
+            f"{plan.path.with_suffix('.scan').name} there, or name another disk with --cache DIR."
+        )
+    else:
+        why = (
+            f"decoded they take {need}, and {limit / 1e9:.3g} GB are allowed in {plan.path.parent}. "
+            "Raise resources.cache_gb, or name a larger disk with --cache DIR."
+        )
+    slow = f"Images are decoded anew at each access, which is slow: {why}"
+    notices = (*plan.listing.notices, *_skipped(corrupt), slow)
+    return Dataset(plan.listing.classes, train, val, test, plan.fingerprint, corrupt, notices, None)
+
+
+def _skipped(corrupt: tuple[str, ...]) -> tuple[str, ...]:
+    if not corrupt:
+        return ()
+    return (f"{len(corrupt)} images cannot be decoded and are skipped, for example {corrupt[0]}.",)

@@ -1,0 +1,99 @@
+"""Folders of images: `train/<class>/*` with `val/` and `test/`, or one `<class>/*` that is split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cvtune.data.listing import Labelled, Listing, make_listing
+from cvtune.errors import DataError, did_you_mean
+from cvtune.study import Source
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_PART_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def read(root: Path, source: Source) -> Listing:
+    """Lists the image files under `root`. Nested folders belong to their class; hidden files and folders to none.
+
+    Raises:
+        DataError: the folder is missing, or holds no classes that can be used.
+    """
+    if not root.is_dir():
+        near = did_you_mean(root.name, [p.name for p in _folders(root.parent)]) if root.parent.is_dir() else ""
+        raise DataError(f"{source.source}: no such folder. Check the path. {near}".rstrip())
+    part_folders, notices = _part_folders(root)
+    files: dict[str, dict[str, list[Path]]] = {}
+    ignored: list[Path] = []
+    for part, folder in part_folders.items():
+        files[part] = {}
+        for class_folder in _folders(folder):
+            files[part][class_folder.name], others = _images(class_folder)
+            ignored += others
+    classes = sorted({name for by_class in files.values() for name in by_class})
+    if not classes:
+        loose = sum(_is_image(p.name) for p in part_folders["train"].iterdir())
+        raise DataError(
+            f"{part_folders['train']}: has no class folders ({loose} images lie directly in it). "
+            "Give each class a folder of its own, for example cats/1.jpg and dogs/1.jpg."
+        )
+    if ignored:
+        example = ignored[0].relative_to(root)
+        notices.append(f"{len(ignored)} files without an image's extension were ignored, for example {example}.")
+    parts = {part: _labelled(by_class, classes) for part, by_class in files.items()}
+    whole = part_folders == {"train": root}
+    return make_listing(source, classes, parts, whole=whole, root=root, notices=notices)
+
+
+def _part_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folder of each part, and notices. A `train` without folders inside is a class (of vehicles, say)."""
+    parts: dict[str, Path] = {}
+    others: list[str] = []
+    for folder in _folders(root):
+        part = _PART_FOLDERS.get(folder.name.lower())
+        if part is None or not _folders(folder):
+            others.append(folder.name)
+        elif part in parts:
+            raise DataError(
+                f"{root}: {parts[part].name!r} and {folder.name!r} both look like the {part} part. Keep one of them."
+            )
+        else:
+            parts[part] = folder
+    if not parts:
+        return {"train": root}, []
+    if "train" not in parts:
+        found = ", ".join(folder.name for folder in parts.values())
+        raise DataError(
+            f"{root}: has {found} but no train folder. Name the training part 'train', or use one folder per class "
+            "without parts and it is split."
+        )
+    notice = f"Only the parts {', '.join(parts)} are used; {', '.join(others)} beside them ignored."
+    return parts, [notice] if others else []
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+
+
+def _images(class_folder: Path) -> tuple[list[Path], list[Path]]:
+    """The image files below a class folder and the files that were ignored, both sorted."""
+    images: list[Path] = []
+    ignored: list[Path] = []
+    for base, folders, names in os.walk(class_folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            (images if _is_image(name) else ignored).append(Path(base, name))
+    return sorted(images), sorted(ignored)
+
+
+def _labelled(by_class: Mapping[str, list[Path]], classes: list[str]) -> Labelled:
+    files = [by_class.get(name, []) for name in classes]
+    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in files])
+    return Labelled([path for paths in files for path in paths], labels.astype(np.int64))

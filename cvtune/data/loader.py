@@ -1,0 +1,185 @@
+"""Batches: which images an epoch visits, and their augmentation in this process or in workers.
+
+What a batch holds depends on the images, the order and the seed alone: not on workers, and not on batch_size.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from cvtune.augment import to_square
+from cvtune.data.dataset import Images, Part
+from cvtune.data.decode import Fit
+from cvtune.data.listing import Labels, Pixels
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # uint8 (N, S, S, 3) and int64 (N,)
+_MASK = 2**64 - 1
+
+
+class Augmenter(Hashable, Protocol):
+    """Augments one image: uint8 (H, W, 3) and a seed give uint8 (S, S, 3). Picklable; equal if its settings are.
+
+    `augment.Pipeline` is one.
+    """
+
+    def __call__(self, image: Pixels, seed: int, /) -> Pixels: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that a worker needs to make one batch. A ticket is an image's index + len(images) x earlier draws of it."""
+
+    tickets: Labels  # int64 (N,)
+    make: Augmenter
+    seed: int
+    pin: bool
+
+
+class Loader:
+    """Augmented batches of one part. Workers start with the first batch and live as long as the Loader.
+
+    workers: processes that augment; 0: this one does. pin: batches in page-locked memory, for copies to a GPU.
+    """
+
+    def __init__(self, part: Part, workers: int, pin: bool) -> None:
+        self.waited = 0.0  # seconds that the consumer has spent waiting for batches
+        self._batches = _Batches(part)
+        self._pin = pin and torch.cuda.is_available()
+        self._requests: list[Request] = []
+        self._workers: DataLoader[Batch] | None = None
+        if workers:
+            self._workers = DataLoader(
+                self._batches,
+                batch_size=None,
+                sampler=_Requests(self._requests),
+                num_workers=workers,
+                pin_memory=self._pin,
+                persistent_workers=True,
+                worker_init_fn=_one_thread,
+            )
+
+    def batches(self, order: Labels, batch_size: int, make: Augmenter, seed: int) -> Iterator[Batch]:
+        """The images at `order`, int64 (M,), augmented by `make`: uint8 (N, S, S, 3) and labels int64 (N,).
+
+        Image i gets `sample_seed(seed, i)`, another one at each further draw. The last batch may be smaller, but
+        has at least two images. Ends an iteration that is still under way.
+        """
+        tickets = _tickets(order, len(self._batches.part.labels))
+        starts = range(0, len(tickets), batch_size)
+        chunks = [tickets[start : start + batch_size] for start in starts]
+        pin_here = self._pin and self._workers is None  # else the DataLoader pins, since a worker cannot
+        requests = [Request(chunk, make, seed, pin_here) for chunk in chunks if len(chunk) > 1]
+        self._requests[:] = requests
+        made = map(self._batches.__getitem__, requests) if self._workers is None else iter(self._workers)
+        while True:
+            start = time.perf_counter()
+            batch = next(made, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch[0], batch[1]
+
+
+def sample_seed(seed: int, ticket: int) -> int:
+    """A well-mixed seed in 0..2**64-1 for one image (splitmix64, Steele et al. 2014)."""
+    z = (_mix(seed) + ticket * 0x9E3779B97F4A7C15) & _MASK
+    return _mix(z)
+
+
+def epoch_order(labels: Labels, seed: int, oversample: float) -> Labels:
+    """Which images an epoch visits, int64 (N,): a permutation; with `oversample` draws with replacement.
+
+    A class is drawn by its own frequency at 0 and as often as any other at 1, linear in between.
+    """
+    rng = np.random.default_rng(seed)
+    if oversample == 0:
+        return rng.permutation(len(labels))
+    counts = np.bincount(labels)
+    balanced = (counts > 0) / np.count_nonzero(counts)
+    share = (1 - oversample) * counts / len(labels) + oversample * balanced
+    weights = (share / np.maximum(counts, 1))[labels]
+    return rng.choice(len(labels), len(labels), p=weights / weights.sum())
+
+
+def subset(labels: Labels, fraction: float, seed: int) -> Labels:
+    """Rising indices of a share of each class, at least one of each. A smaller fraction gives a part of a larger."""
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))
+        chosen.append(rows[: max(1, round(fraction * len(rows)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def evaluation_batch(images: Images, indices: Sequence[int] | Labels, image_size: int, fit: Fit) -> Pixels:
+    """Images as evaluation sees them, uint8 (N, S, S, 3): cropped at the center or squashed to `image_size`."""
+    batch = np.empty((len(indices), image_size, image_size, 3), np.uint8)
+    for row, i in enumerate(indices):
+        batch[row] = to_square(images[int(i)], image_size, fit)
+    return batch
+
+
+@dataclass(frozen=True)
+class _Batches(torch.utils.data.Dataset[Batch]):
+    """The Dataset behind the DataLoader: its key is a whole request."""
+
+    part: Part
+
+    def __getitem__(self, request: Request) -> Batch:
+        total = len(self.part.labels)
+        make = _kept(request.make)
+        rows = request.tickets % total
+        made: torch.Tensor | None = None
+        for row, (i, ticket) in enumerate(zip(rows.tolist(), request.tickets.tolist(), strict=True)):
+            image = make(self.part.images[i], sample_seed(request.seed, ticket))
+            if made is None:
+                made = torch.empty((len(rows), *image.shape), dtype=torch.uint8, pin_memory=request.pin)
+            made.numpy()[row] = image
+        assert made is not None
+        return made, torch.from_numpy(self.part.labels[rows])
+
+
+@dataclass(frozen=True)
+class _Requests:
+    """The sampler of the DataLoader: hands out the requests of the current epoch."""
+
+    requests: list[Request]
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(make: Augmenter) -> Augmenter:
+    """The first pipeline equal to `make`: a worker gets a new copy with each request and keeps what the first built."""
+    return make
+
+
+def _tickets(order: Labels, total: int) -> Labels:
+    by_index = np.argsort(order, kind="stable")
+    ranked = order[by_index]
+    draws = np.empty(len(order), np.int64)
+    draws[by_index] = np.arange(len(order)) - np.searchsorted(ranked, ranked)
+    return order + draws * total
+
+
+def _mix(z: int) -> int:
+    z = (z + 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's own threads do not survive the fork

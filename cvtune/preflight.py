@@ -1,0 +1,145 @@
+"""Everything that can be found wrong before the first trial: the images, and both ends of every searched domain.
+
+Runs as a process of its own (`python -m cvtune.preflight`, study on standard input, answer on standard output), so
+that the driver loads neither torch nor images, and so that Ray can start in the meantime.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cvtune import errors
+from cvtune.errors import ConfigError, CvtuneError
+from cvtune.recipe import Recipe
+from cvtune.study import Study, make
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver needs to know of the images."""
+
+    classes: tuple[str, ...]
+    images: dict[str, int]  # train, val, test -> number of images
+    fingerprint: str
+    corrupt: tuple[str, ...]
+    notices: tuple[str, ...]
+    store: str | None = None  # the decoded store of this machine; None: it did not fit, images are decoded at each access
+    mappings: dict[str, int] = field(default_factory=dict)  # versions of the two strength mappings
+    code: dict[str, str] = field(default_factory=dict)  # python:module:function -> SHA-256 of its source
+
+
+def start(study: Study, cache: Path | None, roots: tuple[str, ...]) -> subprocess.Popen[str]:
+    """Begin the check of a study in a process of its own; `finish` gives the answer."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cvtune.preflight"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the driver, which then ends this process itself
+    )
+    assert process.stdin is not None
+    job = {"study": study.model_dump(mode="json"), "cache": cache and str(cache), "roots": roots}
+    process.stdin.write(json.dumps(job))
+    process.stdin.close()
+    return process
+
+
+def finish(process: subprocess.Popen[str]) -> Prepared:
+    """Wait for the answer.
+
+    Raises:
+        CvtuneError: what the check found, as the class that it was raised as.
+    """
+    assert process.stdout is not None
+    text = process.stdout.read()
+    process.wait()
+    try:
+        answer = json.loads(text.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise CvtuneError(f"the check before the first trial died with exit code {process.returncode}; its output is above.") from None
+    if "error" in answer:
+        raise getattr(errors, answer["error"], CvtuneError)(answer["message"])
+    lists = {key: tuple(answer[key]) for key in ("classes", "corrupt", "notices")}
+    return Prepared(**{**answer, **lists})
+
+
+def prepare(study: Study, cache: Path | None) -> Prepared:
+    """Open the images (building the decoded store of this machine) and build what the study may ask for.
+
+    Raises:
+        DataError: the images cannot be used.
+        ConfigError: an end of a domain or a choice cannot be built.
+    """
+    from cvtune import augment, regularize
+    from cvtune.data import cache_folder, open_dataset
+    from cvtune.usercode import source_hash
+
+    code = {ref: source_hash(ref) for ref in study.user_code}
+    data = open_dataset(study.data, study.recipe.data, cache_folder(cache), study.resources.cache_bytes, os.cpu_count() or 1)
+    for name, recipe in corners(study):
+        try:
+            _try(recipe, data)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}" if name else str(error)) from None
+    return Prepared(
+        classes=data.classes,
+        images={part: len(getattr(data, part).labels) for part in ("train", "val", "test")},
+        fingerprint=data.fingerprint,
+        corrupt=data.corrupt,
+        notices=data.notices,
+        store=data.store and str(data.store),
+        mappings={"augment_mapping": augment.MAPPING_VERSION, "regularize_mapping": regularize.MAPPING_VERSION},
+        code=code,
+    )
+
+
+def corners(study: Study) -> Iterator[tuple[str, Recipe]]:
+    """The base recipe, then every end of every domain and every choice, one at a time, conditions fulfilled."""
+    yield "", study.recipe
+    for name in study.space.order():
+        parents = {}
+        when = study.space.conditions.get(name)
+        while when is not None:
+            parents[when.name] = when.values[0]
+            when = study.space.conditions.get(when.name)
+        for value in study.space.domains[name].edges():
+            yield f"space: {name} = {value!r}", study.recipe.replace({**parents, name: value})
+
+
+def _try(recipe: Recipe, data: Any) -> None:
+    """Train one step on two images. The number of classes is the real one, so a wrong head shows here."""
+    import dataclasses
+
+    import numpy as np
+
+    from cvtune.models import check_model
+    from cvtune.train import Run, train
+
+    few = np.unique(np.linspace(0, len(data.train.labels) - 1, 4).astype(int))
+    part = dataclasses.replace(data.train, images=[data.train.images[int(i)] for i in few], labels=data.train.labels[few])
+    tiny = dataclasses.replace(data, train=part, val=part, test=part)
+    fast = recipe.replace({"max_epochs": 1, "changes": (), "data.train_fraction": 1.0, "optim.warmup_epochs": 0, "data.batch_size": 4})
+    run = Run(fast, tiny)
+    check_model(run.model, len(data.classes), recipe.data.image_size)
+    next(train(run))
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    sys.path[:0] = [root for root in job["roots"] if root not in sys.path]
+    try:
+        answer = asdict(prepare(make(job["study"]), job["cache"] and Path(job["cache"])))
+    except CvtuneError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a person looks at: sheets of augmented images, figures and tables of a study."""

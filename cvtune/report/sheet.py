@@ -1,0 +1,101 @@
+"""Contact sheet: what an augmentation does to one's own images, before a minute of training is spent on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from cvtune.augment import FAMILIES, MAPPING_VERSION, Pipeline
+from cvtune.errors import ConfigError
+from cvtune.recipe import Augment
+
+MIN_CELL = 96
+MAX_LABEL = 240
+GAP = 6
+TEXT, TITLE, LINE = 16, 18, 28
+INK, PAPER = (30, 30, 30), (255, 255, 255)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def contact_sheet(
+    images: Sequence[npt.NDArray[np.uint8]],
+    labels: Sequence[str],
+    augment: Augment,
+    image_size: int,
+    fit: str,
+    strengths: Sequence[float],
+    seed: int,
+) -> Image.Image:
+    """One row per image, one column per strength, all else as `augment` says.
+
+    A row draws the same random numbers in each column, so that from left to right one change grows.
+
+    Args:
+        images: uint8 (H, W, 3) each; sizes may differ.
+        labels: class name of each image.
+        augment: the augmentation; its own strength is not used.
+        image_size: side of an augmented image in px; below 96 px it is enlarged by a whole factor.
+        fit: see `augment.to_square`.
+        strengths: the columns, each in [0, 1]; at 0 stands what evaluation sees.
+        seed: of the first row; each further row takes the next one.
+
+    Returns:
+        An RGB picture with a title, a header of strengths and the labels at the left.
+
+    Raises:
+        ConfigError: there is nothing to show, images and labels differ in number, or a strength lies outside [0, 1].
+    """
+    _check(len(images), len(labels), strengths)
+    text, title = ImageFont.load_default(size=TEXT), ImageFont.load_default(size=TITLE)
+    names = [_shorten(label, text) for label in labels]
+    margin = math.ceil(max(text.getlength(word) for word in [*names, "strength"])) + 2 * GAP
+    cell = image_size * max(1, math.ceil(MIN_CELL / image_size))
+    step, top, heading = cell + GAP, 2 * LINE + GAP, describe(augment, image_size, fit)
+    width = max(margin + step * len(strengths), math.ceil(title.getlength(heading)) + 2 * GAP)
+    sheet = Image.new("RGB", (width, top + step * len(images)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, LINE / 2), heading, INK, title, anchor="lm")
+    draw.text((GAP, 1.5 * LINE), "strength", INK, text, anchor="lm")
+    for row, name in enumerate(names):
+        draw.text((GAP, top + row * step + cell / 2), name, INK, text, anchor="lm")
+    for column, strength in enumerate(strengths):
+        x = margin + column * step
+        draw.text((x + cell / 2, 1.5 * LINE), f"{strength:.3g}", INK, text, anchor="mm")
+        pipeline = Pipeline(augment.model_copy(update={"strength": strength}), image_size, fit)
+        for row, image in enumerate(images):
+            picture = Image.fromarray(pipeline(image, seed + row)).resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(picture, (x, top + row * step))
+    return sheet
+
+
+def describe(augment: Augment, image_size: int, fit: str) -> str:
+    """One line that says what a sheet shows: policy, version of the mapping, factors, flip, size."""
+    factors = [f"{family.name} {getattr(augment, family.name):.3g}" for family in FAMILIES]
+    parts = [
+        f"{augment.policy} (mapping {MAPPING_VERSION})",
+        *(factors if augment.policy == "families" else []),
+        f"flip {augment.flip}",
+        f"{image_size} px {fit}",
+    ]
+    return " | ".join(parts)
+
+
+def _check(images: int, labels: int, strengths: Sequence[float]) -> None:
+    if not images or images != labels or not strengths:
+        raise ConfigError(
+            f"A contact sheet of {images} images, {labels} labels and {len(strengths)} strengths cannot be drawn: give "
+            "at least one image and one strength, and one label for each image."
+        )
+    if wrong := [s for s in strengths if not 0 <= s <= 1]:
+        raise ConfigError(f"strength = {wrong[0]} lies outside [0, 1]: 0 is the identity, 1 the strongest. Correct it.")
+
+
+def _shorten(label: str, font: Font) -> str:
+    if font.getlength(label) <= MAX_LABEL:
+        return label
+    return next(cut for n in range(len(label), -1, -1) if font.getlength(cut := f"{label[:n]}...") <= MAX_LABEL)

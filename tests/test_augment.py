@@ -1,0 +1,264 @@
+"""The promise of strength, kept by every family alone, by all together and by TrivialAugment; and batch mixing."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cvtune.augment import FAMILIES, Pipeline, mix_batch, to_square
+from cvtune.errors import ConfigError
+from cvtune.recipe import Augment
+
+SIZE = 64
+OFF = {family.name: 0.0 for family in FAMILIES}
+CASES = {family.name: Augment(**{**OFF, family.name: 1.0}) for family in FAMILIES}
+CASES |= {"all": Augment(), "both flips": Augment(flip="both"), "trivial": Augment(policy="trivial")}
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def pipeline(case: str, strength: float, size: int = SIZE, fit: str = "crop") -> Pipeline:
+    return Pipeline(CASES[case].model_copy(update={"strength": strength}), size, fit)
+
+
+def mean_change(photos: list[np.ndarray], pipe: Pipeline, samples: int = 288) -> float:
+    """Mean absolute difference (of 255) to what evaluation sees, over photos and seeds."""
+    plain = [to_square(photo, pipe.image_size, pipe.fit).astype(np.int16) for photo in photos]
+    n = len(photos)
+    return float(np.mean([np.abs(pipe(photos[i % n], i) - plain[i % n]).mean() for i in range(samples)]))
+
+
+@every_case
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_strength_zero_is_what_evaluation_sees(case: str, fit: str, photos: list[np.ndarray]) -> None:
+    white = np.full((50, 70, 3), 255, np.uint8)
+    for seed, photo in enumerate([*photos, white]):
+        np.testing.assert_array_equal(pipeline(case, 0.0, fit=fit)(photo, seed), to_square(photo, SIZE, fit))
+
+
+def test_all_factors_zero_is_what_evaluation_sees(photos: list[np.ndarray]) -> None:
+    pipe = Pipeline(Augment(strength=1.0, **OFF), SIZE)
+    for seed, photo in enumerate(photos):
+        np.testing.assert_array_equal(pipe(photo, seed), to_square(photo, SIZE, "crop"))
+
+
+@every_case
+def test_mean_change_never_falls_as_strength_rises(case: str, photos: list[np.ndarray]) -> None:
+    change = [mean_change(photos, pipeline(case, tenth / 10)) for tenth in range(11)]
+    assert change[0] == 0.0
+    assert all(later > earlier for earlier, later in itertools.pairwise(change)), change
+
+
+@every_case
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_low_strength_approaches_the_identity(case: str, fit: str, photos: list[np.ndarray]) -> None:
+    change = [mean_change(photos, pipeline(case, s, fit=fit)) for s in (0.01, 0.02, 0.2)]
+    assert change[0] <= change[1] < change[2] / 5
+
+
+def test_the_warp_itself_approaches_the_center_crop(photos: list[np.ndarray]) -> None:
+    """Without flips and whatever the probability: where the map is applied, it is nearly the identity."""
+    augment = Augment(strength=0.01, flip="none", **{**OFF, "geometry": 1.0})
+    for photo in photos:
+        plain = to_square(photo, SIZE, "crop").astype(np.int16)
+        changes = [np.abs(Pipeline(augment, SIZE)(photo, seed) - plain).mean() for seed in range(40)]
+        assert 0 < max(changes) < 8
+
+
+@every_case
+@pytest.mark.parametrize("shape", [(8, 8), (9, 31), (201, 67), (1, 5), (SIZE, SIZE)])
+def test_any_image_becomes_a_uint8_square(case: str, shape: tuple[int, int]) -> None:
+    gray = np.repeat(np.random.default_rng(0).integers(0, 256, (*shape, 1), dtype=np.uint8), 3, axis=2)
+    before = gray.copy()
+    for fit in ("crop", "squash"):
+        for seed in range(20):
+            out = pipeline(case, 1.0, size=24, fit=fit)(gray, seed)
+            assert out.shape == (24, 24, 3) and out.dtype == np.uint8 and out.flags.c_contiguous
+    np.testing.assert_array_equal(gray, before)
+
+
+@every_case
+def test_the_seed_alone_decides(case: str, photos: list[np.ndarray]) -> None:
+    pipe = pipeline(case, 0.7)
+    first = [pipe(photos[0], seed) for seed in range(40)]
+    backwards = [pipe(photos[0], seed) for seed in reversed(range(40))][::-1]
+    thawed = pickle.loads(pickle.dumps(pipe))
+    assert thawed == pipe and hash(thawed) == hash(pipe)
+    np.testing.assert_array_equal(first, backwards)
+    np.testing.assert_array_equal(first, [thawed(photos[0], seed) for seed in range(40)])
+    numpy_seed: Any = np.int64(3)
+    np.testing.assert_array_equal(first[3], pipe(photos[0], numpy_seed))
+    assert len({out.tobytes() for out in first}) > 10
+
+
+def test_a_used_pipeline_pickles_as_small_as_a_new_one(photos: list[np.ndarray]) -> None:
+    pipe = pipeline("all", 0.5)
+    fresh = pickle.dumps(pipe)
+    pipe(photos[0], 0)
+    assert pickle.dumps(pipe) == fresh
+
+
+@pytest.mark.parametrize("policy", ["families", "trivial"])
+@pytest.mark.parametrize(("flip", "axes"), [("none", set()), ("horizontal", {1}), ("both", {0, 1})])
+def test_only_allowed_flips_happen_and_half_of_the_time(policy: str, flip: str, axes: set[int]) -> None:
+    """One corner is red, one green, one blue: only a mirror image changes the sense in which they follow."""
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    image[:32, :32, 0], image[:32, 32:, 1], image[32:, :32, 2] = 255, 255, 255
+    pipe = Pipeline(Augment(strength=0.2, policy=policy, flip=flip, color=0, quality=0, occlusion=0), SIZE)
+    outs = [pipe(image, seed).astype(np.int16) for seed in range(400)]
+    candidates = {(): image, (0,): image[::-1], (1,): image[:, ::-1], (0, 1): image[::-1, ::-1]}
+    seen = [min(candidates, key=lambda c: int(np.abs(out - candidates[c]).sum())) for out in outs]
+    for axis in (0, 1):
+        share = np.mean([axis in flipped for flipped in seen])
+        assert 0.4 < share < 0.6 if axis in axes else share < 0.03  # turns and inversions may look like a flip
+
+
+def test_geometry_without_flip_never_mirrors() -> None:
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    image[:32, :32, 0], image[:32, 32:, 1], image[32:, :32, 2] = 255, 255, 255
+    pipe = Pipeline(Augment(strength=0.5, flip="none", **{**OFF, "geometry": 1.0}), SIZE)
+    for seed in range(300):
+        red, green, blue = (np.argwhere(pipe(image, seed)[..., channel] > 127).mean(axis=0) for channel in range(3))
+        assert np.linalg.det([green - red, blue - red]) < 0
+
+
+def test_effective_strength_is_capped() -> None:
+    strong = Augment(strength=1.0, **{**OFF, "color": 1.0})
+    photo = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    doubled = strong.model_copy(update={"color": 2.0})
+    np.testing.assert_array_equal(Pipeline(strong, SIZE)(photo, 5), Pipeline(doubled, SIZE)(photo, 5))
+
+
+USER_CODE = """
+import albumentations as A
+import numpy as np
+
+
+def whole(strength, image_size):
+    nested = A.OneOf([A.GaussNoise(p=1), A.Sequential([A.RandomBrightnessContrast(p=1)])], p=1)
+    return A.Compose([A.RandomResizedCrop((image_size, image_size)), nested, A.Normalize(), A.ToFloat(max_value=1.0)])
+
+
+SHARED = A.Compose([A.GaussNoise(p=1), A.Normalize(), A.ToFloat(max_value=1.0)])
+
+
+def shared(strength, image_size):
+    return SHARED
+
+
+def single(strength, image_size):
+    return A.RandomCrop(image_size, image_size)
+
+
+def plain(strength, image_size):
+    return lambda image: {"image": image[:image_size, :image_size]}
+
+
+def too_large(strength, image_size):
+    return A.Resize(image_size + 1, image_size)
+
+
+def normalized(strength, image_size):
+    return A.Compose([A.Normalize(), A.Resize(image_size, image_size)])
+
+
+def nothing(strength, image_size):
+    return lambda image: None
+
+
+def no_transform(strength, image_size):
+    return strength
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_augmentations.py").write_text(USER_CODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "my_augmentations"
+
+
+@pytest.mark.parametrize("function", ["whole", "single", "plain"])
+def test_user_policy_is_seeded_and_normalization_left_to_the_device(
+    function: str, user_module: str, photos: list[np.ndarray]
+) -> None:
+    pipe = Pipeline(Augment(policy=f"python:{user_module}:{function}"), SIZE)
+    first = [pipe(photos[0], seed) for seed in range(10)]
+    np.testing.assert_array_equal(first[::-1], [pipe(photos[0], seed) for seed in reversed(range(10))])
+    assert first[0].shape == (SIZE, SIZE, 3) and first[0].dtype == np.uint8
+    assert len({out.tobytes() for out in first}) == (1 if function == "plain" else 10)
+
+
+def test_pipelines_that_get_the_same_user_transform_do_not_disturb_each_other(user_module: str) -> None:
+    photo = np.zeros((SIZE, SIZE, 3), np.uint8)
+    one, two = (Pipeline(Augment(strength=s, policy=f"python:{user_module}:shared"), SIZE) for s in (0.1, 0.2))
+    alone = one(photo, 1)
+    two(photo, 2)
+    np.testing.assert_array_equal(one(photo, 1), alone)
+
+
+@pytest.mark.parametrize(
+    ("function", "came_out"),
+    [
+        ("too_large", r"uint8 \(65, 64, 3\)"),
+        ("normalized", r"float32 \(64, 64, 3\)"),
+        ("nothing", "NoneType"),
+        ("no_transform", "returned float"),
+    ],
+)
+def test_bad_user_output_is_told(function: str, came_out: str, user_module: str, photos: list[np.ndarray]) -> None:
+    with pytest.raises(ConfigError, match=came_out):
+        Pipeline(Augment(policy=f"python:{user_module}:{function}"), SIZE)(photos[0], 0)
+
+
+def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample i is filled with the value i and has label i."""
+    return torch.arange(float(n)).view(n, 1, 1, 1).expand(n, 3, 16, 20).clone(), torch.arange(n)
+
+
+def test_no_mixing_returns_the_batch_itself() -> None:
+    x, y = batch()
+    mixed, y_a, y_b, lam = mix_batch(x, y, 0.0, 0.0, torch.Generator())
+    assert mixed is x and y_a is y and y_b is y and lam == 1.0
+    assert mix_batch(x[:1], y[:1], 1.0, 1.0, torch.Generator())[3] == 1.0
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (1.0, 1.0), (0.001, 10.0)])
+def test_mixing_keeps_labels_shares_and_mean(mixup: float, cutmix: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        x, y = batch()
+        mixed, y_a, y_b, lam = mix_batch(x, y, mixup, cutmix, generator)
+        assert 0 <= lam <= 1
+        torch.testing.assert_close(x, batch()[0])
+        assert torch.equal(y_a, y) and torch.equal(y_b.sort().values, y) and not (y_a == y_b).any()
+        expected = lam * y_a + (1 - lam) * y_b  # the value of a sample is its label
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mixed.mean(), x.mean())
+
+
+def test_cutmix_pastes_one_rectangle_and_mixup_blends() -> None:
+    x, y = batch()
+    pasted, *_ = mix_batch(x, y, 0.0, 1.0, torch.Generator().manual_seed(1))
+    changed = (pasted != x).any(dim=1)
+    assert (changed == changed[0]).all() and changed.any()
+    rows, columns = changed[0].any(dim=1), changed[0].any(dim=0)
+    assert torch.equal(changed[0], rows[:, None] & columns[None, :])
+    blended, _, _, lam = mix_batch(x, y, 1.0, 0.0, torch.Generator().manual_seed(1))
+    assert 0 < lam < 1 and all(len(sample.unique()) == 1 for sample in blended)
+
+
+def test_mixup_and_cutmix_take_turns_and_the_seed_decides() -> None:
+    def kinds(seed: int) -> list[bool]:
+        generator = torch.Generator().manual_seed(seed)
+        mixed = [mix_batch(*batch(), 1.0, 1.0, generator)[0] for _ in range(200)]
+        return [bool((m == m.round()).all()) for m in mixed]
+
+    assert 70 < sum(kinds(0)) < 130
+    assert kinds(0) == kinds(0) != kinds(1)
