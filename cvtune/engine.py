@@ -39,7 +39,7 @@ from ray import tune
 from cvtune import __version__, preflight
 from cvtune.actor import TrialActor
 from cvtune.durable import read_json, write_whole
-from cvtune.errors import ClusterError, ConfigError, CvtuneError
+from cvtune.errors import ClusterError, ConfigError, CvtuneError, OwnedError
 from cvtune.journal import History, Journal, load
 from cvtune.lease import STOP_REQUEST, Lease
 from cvtune.preflight import Prepared
@@ -61,6 +61,31 @@ class Outcome:
     history: History
     signal: int | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A study and where it runs."""
+
+    study: Study
+    folder: Path
+    cache: Path | None
+    roots: tuple[str, ...]
+
+    def job(self, prepared: Prepared, deadline: float | None) -> dict[str, Any]:
+        """What every trial's process is told beside its own recipe. Plain JSON."""
+        return {
+            "study": str(self.folder),
+            "source": self.study.data.model_dump(mode="json"),
+            "base": self.study.recipe.model_dump(mode="json", exclude_defaults=True),
+            "cache": self.cache and str(self.cache),
+            "cache_bytes": self.study.resources.cache_bytes,
+            "store": prepared.store,
+            "fingerprint": prepared.fingerprint,
+            "roots": self.roots,
+            "cpu": self.study.resources.cpu,
+            "deadline": deadline,
+        }
 
 
 class Interrupted(Exception):
@@ -99,6 +124,7 @@ def run_study(
         if earlier.complete and earlier.trials and len(earlier.trials) >= study.budget.trials:
             return Outcome(study, folder, earlier, None, 0.0)
         say("checking images and both ends of every searched domain; starting Ray")
+        setting = Setting(study, folder, cache, roots)
         check = preflight.start(study, cache, roots)
         try:
             with cluster():
@@ -109,7 +135,7 @@ def run_study(
                 resources = trial_resources(study)
                 lease = Lease(folder)
                 try:
-                    history = _drive(study, folder, prepared, lease, resources, cache, roots, listen, caught)
+                    history = _drive(setting, prepared, lease, resources, listen, caught)
                 finally:
                     lease.release()
         finally:
@@ -250,52 +276,35 @@ def _check_unchanged(folder: Path, prepared: Prepared) -> None:
 
 
 def _drive(
-    study: Study,
-    folder: Path,
-    prepared: Prepared,
-    lease: Lease,
-    resources: dict[str, float],
-    cache: Path | None,
-    roots: tuple[str, ...],
-    listen: Listener,
-    caught: Signals,
+    setting: Setting, prepared: Prepared, lease: Lease, resources: dict[str, float], listen: Listener, caught: Signals
 ) -> History:
-    """From the first journal line of this term to its last."""
-    journal, history = Journal(lease.journal), load(folder)
+    """One term: from the first line of its journal to the last, then tables and best recipe, however it ends."""
+    study, folder = setting.study, setting.folder
     before = (read_json(folder / "study.json") or {}).get("provenance")
     write_whole(folder / "study.json", study.to_json(before or provenance(prepared)))
     (folder / STOP_REQUEST).unlink(missing_ok=True)
+    journal, history = Journal(lease.journal), load(folder)
     ledger = Ledger(study, folder, journal, history, resources.get("GPU", 0), lambda event: listen(event, history))
     ledger.note("open", {"term": lease.term, "host": platform.node(), "pid": os.getpid(), "resources": resources})
-    inner = ray_scheduler(study)
-    unfinished = _settle(replay(study, history, inner), ledger)
-    job = {
-        "study": str(folder),
-        "source": study.data.model_dump(mode="json"),
-        "cache": cache and str(cache),
-        "cache_bytes": study.resources.cache_bytes,
-        "fingerprint": prepared.fingerprint,
-        "store": prepared.store,
-        "base": study.recipe.model_dump(mode="json", exclude_defaults=True),
-        "roots": roots,
-        "cpu": study.resources.cpu,
-        "deadline": ledger.deadline,
-    }
-    referee = Referee(inner, ledger, added=set(history.trials))
-    proposer = Proposer(ledger, job, resources, unfinished)
-    stop = threading.Event()
-    failure = _run_tune(referee, proposer, stop, _watch(folder, caught, lease, ledger, stop), folder / ".ray" / str(lease.term), resources)
-    if failure is not None:
-        ledger.note("close", {"why": f"{type(failure).__name__}: {failure}"[:500]})
-        raise failure
-    if caught.number is None:
-        for record in [r for r in history.trials.values() if r.reason is None]:
-            ledger.end(record.trial, "stopped_budget", ledger.spent() or "")
-    ledger.note("close", {"why": "complete" if caught.number is None else signal.Signals(caught.number).name})
-    journal.close()
-    write_tables(folder, history)
-    write_best(study, folder, history)
-    shutil.rmtree(folder / ".ray", ignore_errors=True)
+    why = "failed"
+    try:
+        inner = ray_scheduler(study)
+        unfinished = _settle(replay(study, history, inner), ledger)
+        referee = Referee(inner, ledger, added=set(history.trials))
+        proposer = Proposer(ledger, setting.job(prepared, ledger.deadline), resources, unfinished)
+        asked = threading.Event()
+        watch = _watch(folder, caught, lease, ledger, asked)
+        _run_tune(referee, proposer, asked, watch, folder / ".ray" / str(lease.term), resources)
+        if caught.number is None:
+            for record in [r for r in history.trials.values() if r.reason is None]:
+                ledger.end(record.trial, "stopped_budget", ledger.spent() or "")
+        why = "complete" if caught.number is None else signal.Signals(caught.number).name
+    finally:
+        ledger.note("close", {"why": why})
+        journal.close()
+        write_tables(folder, history)
+        write_best(study, folder, history)
+        shutil.rmtree(folder / ".ray", ignore_errors=True)
     return history
 
 
@@ -317,12 +326,12 @@ def _settle(unfinished: list[Any], ledger: Ledger) -> list[Any]:
 def _run_tune(
     referee: Referee,
     proposer: Proposer,
-    stop: threading.Event,
+    asked: threading.Event,
     watch: Callable[[], None],
     ray_folder: Path,
     resources: dict[str, float],
-) -> BaseException | None:
-    """Ray Tune's loop in a thread of its own, so that signals find the main thread awake. Returns what it raised."""
+) -> None:
+    """Ray Tune's loop in a thread of its own, so that signals find the main thread awake."""
     slots = int(min(ray.cluster_resources().get(kind, 0) // amount for kind, amount in resources.items()))
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, slots))
     raised: list[BaseException] = []
@@ -335,7 +344,7 @@ def _run_tune(
                 storage_path=str(ray_folder),
                 search_alg=proposer,
                 scheduler=referee,
-                stop=EndOfStudy(stop),
+                stop=EndOfStudy(asked),
                 reuse_actors=True,
                 verbose=0,
                 raise_on_failed_trial=False,
@@ -348,10 +357,11 @@ def _run_tune(
     while thread.is_alive():
         thread.join(0.25)
         watch()
-    return raised[0] if raised else None
+    if raised:
+        raise raised[0]
 
 
-def _watch(folder: Path, caught: Signals, lease: Lease, ledger: Ledger, stop: threading.Event) -> Callable[[], None]:
+def _watch(folder: Path, caught: Signals, lease: Lease, ledger: Ledger, asked: threading.Event) -> Callable[[], None]:
     """What the main thread looks at a few times a second: signals, `cvtune stop`, the lease, the time budget, the tables."""
     due = time.monotonic() + TABLES_S
 
@@ -361,8 +371,10 @@ def _watch(folder: Path, caught: Signals, lease: Lease, ledger: Ledger, stop: th
             (folder / STOP_REQUEST).unlink(missing_ok=True)
             caught.number = caught.number or signal.SIGTERM
         overdue = ledger.deadline is not None and time.time() > ledger.deadline + 5.0  # trials end by themselves before
-        if caught.number is not None or lease.lost.is_set() or overdue:
-            stop.set()
+        if lease.lost.is_set():
+            raise OwnedError(f"study {str(folder)!r} was taken over by another process while this one was silent.")
+        if caught.number is not None or overdue:
+            asked.set()
         if time.monotonic() > due:
             begun = time.monotonic()
             write_tables(folder)

@@ -98,7 +98,7 @@ class Stepper:
         """Uses up the gradients: one update, then they are cleared.
 
         Args:
-            scaler: the scaler that scaled the loss (float16); it may skip the update.
+            scaler: the scaler that scaled the loss (float16); an update that it skips still decays and counts.
 
         Returns:
             float32 scalar on the device: the norm of the whole gradient before clipping.

@@ -110,6 +110,7 @@ class Referee(TrialScheduler):  # type: ignore[misc]
         super().__init__()
         self._inner, self._ledger, self._added = inner, ledger, added
         self._chosen: str | None = None
+        self._seen: dict[str, str] = {}  # last recorded status of each trial
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True  # the inner scheduler was made with its metric and mode
@@ -192,8 +193,15 @@ class Referee(TrialScheduler):  # type: ignore[misc]
         answer = call(self._inner, hook, controller, trial, epoch)
         action = "stop" if answer == STOP else "promote" if is_rung else None
         step = 0 if epoch is None else epoch["step"]
-        self._record(hook, trial, step, answer, action, why, _statuses(controller))
+        self._record(hook, trial, step, answer, action, why, self._new_statuses(controller))
         return str(answer), why
+
+    def _new_statuses(self, controller: Any) -> dict[str, str]:
+        """Status of every live trial, which some schedulers look at, where it changed since it was last recorded."""
+        now = {t.trial_id: t.status for t in controller.get_live_trials()}
+        changed = {name: status for name, status in now.items() if self._seen.get(name) != status}
+        self._seen = now
+        return changed
 
     def _reseed(self) -> None:
         reseed(self._ledger.study, self._ledger.calls)
@@ -323,11 +331,6 @@ def replay(study: Study, history: History, inner: TrialScheduler) -> list[Trial]
 
 def _sparse(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude_defaults=True)
-
-
-def _statuses(controller: Any) -> dict[str, str]:
-    """Status of every live trial, which some schedulers look at. Ended ones are in the journal as ended."""
-    return {t.trial_id: t.status for t in controller.get_live_trials()} if controller is not None else {}
 
 
 def _rung(inner: TrialScheduler, trial: Trial, epoch: dict[str, Any] | None) -> tuple[str, bool]:

@@ -64,10 +64,10 @@ def test_low_strength_approaches_the_identity(case: str, fit: str, photos: list[
 
 def test_the_warp_itself_approaches_the_center_crop(photos: list[np.ndarray]) -> None:
     """Without flips and whatever the probability: where the map is applied, it is nearly the identity."""
-    augment = Augment(strength=0.01, flip="none", **{**OFF, "geometry": 1.0})
-    for photo in photos:
+    pipe = Pipeline(Augment(strength=0.01, flip="none", **{**OFF, "geometry": 1.0}), SIZE)
+    for photo in photos[:8]:
         plain = to_square(photo, SIZE, "crop").astype(np.int16)
-        changes = [np.abs(Pipeline(augment, SIZE)(photo, seed) - plain).mean() for seed in range(40)]
+        changes = [np.abs(pipe(photo, seed) - plain).mean() for seed in range(150)]
         assert 0 < max(changes) < 8
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +24,14 @@ PLAIN: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def recipe(**values: object) -> Recipe:
     return resolve(Recipe().replace(PLAIN | {name.replace("__", "."): value for name, value in values.items()}))
 
@@ -29,7 +39,9 @@ def recipe(**values: object) -> Recipe:
 def tiny() -> Network:
     torch.manual_seed(0)
     head = nn.Linear(6, 3)
-    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    module = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head
+    )
     return Network(module, head)
 
 
@@ -56,10 +68,6 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def decayed(name: str, p: Tensor) -> bool:
-    return p.ndim >= 2
-
-
 # --- the rate ---------------------------------------------------------------------------------------------------
 
 
@@ -70,7 +78,7 @@ def curve(**values: object) -> list[float]:
 
 def test_warm_up_is_linear_and_starts_above_zero() -> None:
     rates = curve(optim__warmup_epochs=2.0, optim__schedule="constant")
-    rises = [b - a for a, b in zip(rates[:20], rates[1:21], strict=True)]
+    rises = [b - a for a, b in itertools.pairwise(rates[:21])]
     assert rates[0] == pytest.approx(rises[0]) == pytest.approx(rises[-1])
     assert set(rates[20:]) == {1.0}
 
@@ -96,7 +104,9 @@ def test_the_stepper_reports_the_rate_it_used() -> None:
     stepper = Stepper(network, r, 2)
     train(network, stepper, 7)
     assert stepper.lr == rate(r, 6, 2)
-    assert {g["head"]: g["lr"] / stepper.lr for g in stepper.optimizer.param_groups} == pytest.approx({False: 0.1, True: 1})
+    assert {g["head"]: g["lr"] / stepper.lr for g in stepper.optimizer.param_groups} == pytest.approx(
+        {False: 0.1, True: 1}
+    )
 
 
 # --- optimizers and decay ---------------------------------------------------------------------------------------
@@ -105,7 +115,12 @@ def test_the_stepper_reports_the_rate_it_used() -> None:
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_every_optimizer_learns_and_takes_every_knob(name: str) -> None:
     network, stepper = trained(
-        1, optim__name=name, optim__clip_norm=1.0, regularize__weight_decay=0.1, regularize__l2=1e-4, regularize__l1=1e-4
+        1,
+        optim__name=name,
+        optim__clip_norm=1.0,
+        regularize__weight_decay=0.1,
+        regularize__l2=1e-4,
+        regularize__l1=1e-4,
     )
     before = weights(network.module)
     stepper.apply(recipe(optim__name=name, optim__momentum=0.5, optim__lr=0.02))
@@ -148,7 +163,7 @@ def test_decay_multiplies_matrices_and_spares_norms_and_biases(name: str) -> Non
     tiny_rate = recipe(optim__name=name, optim__lr=1e-6, optim__momentum=0.0, regularize__weight_decay=1e4)
     train(network, Stepper(network, tiny_rate, 1), 10)
     for key, p in network.module.named_parameters():
-        torch.testing.assert_close(p, before[key] * (0.99**10 if p.ndim >= 2 else 1.0), atol=2e-5, rtol=0)
+        torch.testing.assert_close(p, before[key] * (0.99**10 if p.ndim >= 2 else 1.0), atol=1e-4, rtol=0)
 
 
 def test_a_decay_above_one_over_rate_goes_to_zero_not_beyond() -> None:
@@ -158,7 +173,7 @@ def test_a_decay_above_one_over_rate_goes_to_zero_not_beyond() -> None:
 
 def test_strength_decays_alike_at_every_rate() -> None:
     factors = []
-    for lr in (1e-7, 1e-5):
+    for lr in (1e-7, 1e-6):
         network = tiny()
         before = weights(network.module)["5.weight"]
         r = recipe(optim__name="sgd", optim__lr=lr, regularize__strength=1.0)
@@ -184,7 +199,7 @@ def test_l1_makes_exact_zeros_in_matrices_only_and_reports_their_share() -> None
     zeros = sum(int((p == 0).sum()) for p in values.values() if p.ndim >= 2)
     assert zeros > 20
     assert stepper.zero_share().item() == pytest.approx(zeros / sum(p.numel() for p in values.values() if p.ndim >= 2))
-    assert all((p != 0).all() for name, p in values.items() if p.ndim < 2 and name != "0.bias")  # gradient 0 before BN
+    assert all((p != 0).all() for p in values.values() if p.ndim < 2)
     assert trained(20, optim__name="sgd")[1].zero_share().item() == 0.0
 
 
@@ -202,7 +217,6 @@ def test_clipping_limits_the_gradient_and_reports_the_norm_before() -> None:
     stepper = Stepper(network, recipe(optim__name="sgd", optim__momentum=0.0, optim__clip_norm=0.05), 1)
     before = weights(network.module)
     backward(network.module, 0)
-    expected = torch.nn.utils.clip_grad_norm_(copy.deepcopy(network.module).parameters(), 1e9)
     expected = torch.cat([p.grad.flatten() for p in network.module.parameters() if p.grad is not None]).norm()
     torch.testing.assert_close(stepper.step(), expected)
     moved = torch.cat([(p - before[name]).flatten() for name, p in network.module.named_parameters()]).norm()
@@ -252,11 +266,11 @@ def test_a_frozen_backbone_stands_still_under_every_penalty() -> None:
 
 def test_ema_follows_with_a_decay_that_warms_up_and_takes_over_the_statistics() -> None:
     network = tiny()
-    stepper = Stepper(network, recipe(optim__ema=0.9), 1)
+    stepper = Stepper(network, recipe(optim__ema=0.5), 1)
     average = weights(network.module)["5.weight"]
-    for step in range(1, 150):
+    for step in range(1, 14):
         train(network, stepper, 1, start=step)
-        decay = min(0.9, (1 + step) / (10 + step))
+        decay = min(0.5, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * network.module.get_parameter("5.weight").detach()
     assert stepper.evaluated is not network.module
     torch.testing.assert_close(stepper.evaluated.get_parameter("5.weight"), nn.Parameter(average), check_stride=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cvtune.data import store
-from cvtune.data.cache import write_atomically
+from cvtune.data.cache import sweep, write_atomically
 from cvtune.data.decode import REMEDY, Fit, load, resize_keep
 from cvtune.data.listing import PARTS, Item, Labelled, Listing, Pixels, without_images
 from cvtune.errors import DataError
@@ -55,6 +55,7 @@ def build(plan: Plan, limit: int, workers: int) -> Scan | None:
     scan = _read_scan(record)
     if store.read_index(plan.path) or (scan and (scan.bytes > limit or scan.full)):
         return scan
+    sweep(plan.path.parent)
     _log.info("Decoding %d images (once per node) into %s.", len(plan.listing.labels()), plan.path.parent)
     with _temporary(plan.path.with_suffix(".part")) as temporary, temporary.open("wb", buffering=0) as file:
         written = store.write_pixels(file, _decoded(plan, workers), limit)
@@ -144,7 +145,7 @@ def _read_scan(record: Path) -> Scan | None:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A name for a file that must not stay behind. The next build overwrites what a killed process has left."""
+    """A name for a file that must not stay behind (of a killed process, `sweep` removes it)."""
     try:
         yield path
     finally:

@@ -86,6 +86,13 @@ def locked(path: Path, longest_wait_s: float = LONGEST_WAIT_S) -> Iterator[None]
         yield
 
 
+def sweep(cache: Path) -> None:
+    """Removes the half-written stores of processes that were killed: those whose lock is free."""
+    for half in cache.glob("*.part"):
+        with contextlib.suppress(DataError), locked(half.with_suffix(".lock"), longest_wait_s=-1):
+            half.unlink(missing_ok=True)
+
+
 def _try_lock(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

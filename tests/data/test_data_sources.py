@@ -100,8 +100,8 @@ def test_digits() -> None:
     listing = listed("digits")
     assert sum(len(part.labels) for part in listing.parts.values()) == 1797
     assert len(listing.classes) == 10
-    first = np.asarray(listing.parts["train"].items[0])
-    assert (first.dtype, first.shape, first.max()) == (np.uint8, (8, 8), 255)
+    images = np.stack(list(listing.items()))
+    assert (images.dtype, images.shape[1:], images.max()) == (np.uint8, (8, 8), 255)
 
 
 def test_npz(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_npz(tmp_path: Path) -> None:
     for keys in (("x", "y"), ("x_train", "y_train")):
         listing = listed(make_npz(tmp_path / "b.npz", **dict(zip(keys, (X, Y), strict=True))))
         assert listing.classes == ("0", "1")
-        assert [len(p.labels) for p in listing.parts.values()] == [10, 2, 2][:0] or [8, 2, 2]
+        assert [len(p.labels) for p in listing.parts.values()] == [8, 2, 2]
 
 
 def bad_folders() -> list[Any]:
@@ -161,7 +161,7 @@ def test_a_class_that_test_lacks_is_a_notice(tmp_path: Path) -> None:
         ({"x": X, "y": Y * 2}, "class '1' has no images in train"),
         ({"x": X, "y": Y, "class_names": ["cat"]}, "label 1 has no class name"),
         ({"x": X / 255, "y": Y}, "dtype float64.*uint8"),
-        ({"x": X[:, None], "y": Y}, r"shape \(1, 4, 4\)|shape \(4, 4\)|shape"),
+        ({"x": np.zeros((12, 3, 8, 8), np.uint8), "y": Y}, r"shape \(3, 8, 8\).*channels last"),
         ({"x": X[0], "y": Y[:4]}, r"shape \(4, 4\)"),
         ({"x": X, "y": np.stack([Y, Y], 1)}, r"labels have shape \(12, 2\)"),
         ({"x": X, "y": np.array([None] * 12)}, "not readable as an .npz"),

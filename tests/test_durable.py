@@ -1,0 +1,173 @@
+"""Files appear whole or not at all; leases have one owner; the journal survives a torn end; checkpoints prove themselves."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cvtune import checkpoint, lease
+from cvtune.durable import read_json, write_whole
+from cvtune.errors import CvtuneError, OwnedError
+from cvtune.journal import Journal, load, read
+from cvtune.recipe import Recipe
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    write_whole(path, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_read_json_of_something_torn_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text('{"a": 1')
+    (tmp_path / "b").write_text("[]")
+    assert [read_json(tmp_path / n) for n in ("a", "b", "missing")] == [None, None, None]
+
+
+# --- lease
+
+
+def _try_to_own(folder: str, answers: "multiprocessing.Queue[str]") -> None:
+    try:
+        lease.Lease(Path(folder))
+        answers.put("owned")
+    except OwnedError as error:
+        answers.put(str(error))
+
+
+def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    mine = lease.Lease(tmp_path)
+    answers: multiprocessing.Queue[str] = multiprocessing.get_context("spawn").Queue()
+    other = multiprocessing.get_context("spawn").Process(target=_try_to_own, args=(str(tmp_path), answers))
+    other.start()
+    said = answers.get(timeout=60)
+    other.join()
+    assert f"process {os.getpid()}" in said and "cvtune stop" in said
+    mine.release()
+    again = lease.Lease(tmp_path)
+    assert again.term == mine.term + 1
+    again.release()
+
+
+def test_a_dead_or_silent_owner_does_not_hold_the_study(tmp_path: Path) -> None:
+    alive = {"host": lease.socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time(), "heartbeat": 0.0}
+    assert lease.is_alive(alive)
+    assert not lease.is_alive({**alive, "started": 1.0})  # the number belongs to another process by now
+    assert not lease.is_alive({**alive, "released": True})
+    assert not lease.is_alive({**alive, "host": "elsewhere"})
+    assert lease.is_alive({**alive, "host": "elsewhere", "heartbeat": lease.time.time()})
+
+
+# --- journal
+
+
+def _study_with(tmp_path: Path, events: int) -> Path:
+    (tmp_path / "journal").mkdir()
+    journal = Journal(tmp_path / "journal" / "0001.jsonl")
+    journal.append("open", {"term": 1})
+    journal.append("trial", {"trial": "00000", "index": 0, "values": {"optim.lr": 0.1}, "recipe": {}})
+    for step in range(1, events + 1):
+        journal.append("epoch", {"trial": "00000", "step": step, "val_accuracy": float("nan") if step == 2 else step / 10})
+    journal.close()
+    return tmp_path
+
+
+def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
+    history = load(_study_with(tmp_path, 3))
+    record = history.trials["00000"]
+    assert record.recipe == Recipe() and record.steps == 3
+    assert [e["val_accuracy"] for e in record.epochs] == [0.1, None, 0.3]
+    assert history.best("val_accuracy", "max")[1]["step"] == 3
+    assert history.best("val_accuracy", "min")[1]["step"] == 1
+    assert not history.complete
+
+
+def test_lines_are_plain_json_with_number_version_and_checksum(tmp_path: Path) -> None:
+    lines = (_study_with(tmp_path, 2) / "journal" / "0001.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [e["n"] for e in events] == [0, 1, 2, 3]
+    assert all(e["v"] == 1 and len(e["crc"]) == 8 for e in events)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
+    path = _study_with(tmp_path, 3) / "journal" / "0001.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    expected = 4 if cut > 1 else 5  # without the newline alone the line is still whole
+    assert len(list(read(tmp_path))) == expected
+
+
+def test_damage_before_the_end_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    path = _study_with(tmp_path, 3) / "journal" / "0001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"step":1', b'"step":7'))
+    with pytest.raises(CvtuneError, match=r"line 3: damaged"):
+        list(read(tmp_path))
+
+
+def test_terms_follow_one_another(tmp_path: Path) -> None:
+    _study_with(tmp_path, 1)
+    second = Journal(tmp_path / "journal" / "0002.jsonl")
+    second.append("open", {"term": 2})
+    second.append("end", {"trial": "00000", "reason": "completed", "message": ""})
+    second.append("close", {"why": "complete"})
+    second.close()
+    history = load(tmp_path)
+    assert len(history.terms) == 2 and history.complete and history.trials["00000"].reason == "completed"
+
+
+# --- checkpoint
+
+STATE = {"epoch": 3, "model": {"w": torch.arange(6.0).view(2, 3).t()}, "optimizer": {"state": {0: {"step": torch.tensor(4.0)}}, "groups": [{"lr": 0.1, "params": [0]}]}}
+
+
+def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "3", STATE, {"step": 3})
+    state, numbers = checkpoint.load(tmp_path / "3")
+    assert numbers == {"step": 3} and state["epoch"] == 3
+    assert torch.equal(state["model"]["w"], STATE["model"]["w"])
+    assert state["optimizer"]["state"][0]["step"] == 4 and state["optimizer"]["groups"] == [{"lr": 0.1, "params": [0]}]
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "delete", "manifest"])
+def test_a_damaged_checkpoint_is_noticed(tmp_path: Path, harm: str) -> None:
+    checkpoint.save(tmp_path / "3", STATE, {})
+    tensors = tmp_path / "3" / checkpoint.TENSORS
+    content = bytearray(tensors.read_bytes())
+    if harm == "flip":
+        content[-1] ^= 1
+        tensors.write_bytes(content)
+    elif harm == "cut":
+        tensors.write_bytes(content[:-4])
+    elif harm == "delete":
+        tensors.unlink()
+    else:
+        (tmp_path / "3" / checkpoint.MANIFEST).write_text("{")
+    with pytest.raises(checkpoint.CheckpointError, match=str(tmp_path / "3")):
+        checkpoint.load(tmp_path / "3")
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_digest", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.save(tmp_path / "3", STATE, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_furthest_checkpoint_of_all_attempts_comes_first_and_old_ones_go(tmp_path: Path) -> None:
+    for attempt, step in ((1, 1), (1, 2), (2, 2), (2, 3)):
+        checkpoint.save(tmp_path / str(attempt) / "checkpoints" / str(step), STATE, {"step": step})
+    order = [(p.parent.parent.name, p.name) for p in checkpoint.newest(tmp_path)]
+    assert order == [("2", "3"), ("2", "2"), ("1", "2"), ("1", "1")]
+    checkpoint.prune(tmp_path, keep=2)
+    assert [p.name for p in checkpoint.newest(tmp_path)] == ["3", "2"]
