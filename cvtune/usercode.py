@@ -33,7 +33,8 @@ def load_function(ref: str, what: str) -> Callable[..., Any]:
     if callable(function):
         return function  # type: ignore[no-any-return]
     fault = "is no function" if hasattr(module, function_name) else "does not exist"
-    offered = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name}
+    offered = [name for name, value in own.items() if callable(value) and not name.startswith("_")]
     raise ConfigError(
         f"{what} = {ref!r}: {function_name!r} {fault} in {module.__file__}. {did_you_mean(function_name, offered)}"
     )

@@ -141,7 +141,8 @@ def test_the_head_is_the_last_layer(built: tuple[str, Network]) -> None:
 def test_spatial_dropout_zeroes_whole_channels_and_keeps_the_mean() -> None:
     network = small()
     network.set_noise(noise(spatial_dropout=0.5))
-    stage, x = network.module.stages[0], images(16, 64)  # type: ignore[index]
+    stages: Any = network.module.stages
+    stage, x = stages[0], images(16, 64)
     network.module.train()
     clean = stage.relu.register_forward_hook(lambda m, i, o: torch.ones_like(o))
     maps = outputs_of(network.module, stage, x)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cvtune.data import store
-from cvtune.data.cache import sweep, write_atomically
+from cvtune.data.cache import remember, sweep
 from cvtune.data.decode import REMEDY, Fit, load, resize_keep
 from cvtune.data.listing import PARTS, Item, Labelled, Listing, Pixels, without_images
 from cvtune.errors import DataError
@@ -66,8 +66,7 @@ def build(plan: Plan, limit: int, workers: int) -> Scan | None:
         if written.complete and store.commit(file, plan.path, _index(plan, parts, scan, written.shapes)):
             record.unlink(missing_ok=True)
             return None
-    with contextlib.suppress(OSError):  # the disk may be too full even for this
-        write_atomically(record, json.dumps(dataclasses.asdict(scan)).encode())
+    remember(record, json.dumps(dataclasses.asdict(scan)).encode())
     return scan
 
 

@@ -47,18 +47,18 @@ def allowance(cache: Path, limit_bytes: int | None) -> int:
     return max(0, min(limit, disk.free - min(KEEP_FREE, disk.total // 10)))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a small file so that others see all of it or nothing."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def remember(path: Path, content: bytes) -> None:
+    """Writes a small file that saves work next time: all of it, or nothing where the disk is full."""
+    with contextlib.suppress(OSError):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

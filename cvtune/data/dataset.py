@@ -31,6 +31,8 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Part:
+    """Images and their labels, in the same order."""
+
     images: Images
     labels: Labels  # int64 (N,)
 

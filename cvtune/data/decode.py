@@ -34,7 +34,8 @@ def decode(path: Path) -> Pixels:
     """
     try:
         with Image.open(path) as image:
-            return _rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
         reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{path}: cannot be decoded ({reason}).{REMEDY}") from error
@@ -72,7 +73,7 @@ def _rgb(image: Image.Image) -> Pixels:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy RGB too
 
 
 def _from_floats(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

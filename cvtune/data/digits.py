@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from cvtune.data.listing import Labelled, Listing, make_listing
 from cvtune.study import Source
@@ -11,6 +10,8 @@ from cvtune.study import Source
 
 def read(source: Source) -> Listing:
     """The digits as uint8 (8, 8) images, split by the source's shares."""
+    from sklearn.datasets import load_digits  # takes seconds to import, and only this source needs it
+
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     everything = Labelled(images, digits.target.astype(np.int64))

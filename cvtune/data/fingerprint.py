@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvtune.data.cache import write_atomically
+from cvtune.data.cache import remember
 from cvtune.data.listing import PARTS, Item, Listing
 
 SETTLED_NS = 2 * 10**9  # a file changed again within a tick of its clock would look unchanged
@@ -27,14 +28,14 @@ def fingerprint(listing: Listing, cache: Path, workers: int) -> str:
     stats = [_stat(file) for file in files]
     known: Path | None = None
     if files and len(files) == len(items):
-        facts = (f"{file}\0{size}\0{changed}".encode() for file, (size, changed) in zip(files, stats, strict=True))
+        facts = (os.fsencode(f"{file}\0{size}\0{changed}") for file, (size, changed) in zip(files, stats, strict=True))
         known = cache / f"{_hash(listing, facts)}.fingerprint"
         if known.is_file():
             return known.read_text()
     with ThreadPoolExecutor(max(1, workers)) as pool:
         digest = _hash(listing, pool.map(_digest, items))
     if known and max(changed for _, changed in stats) < time.time_ns() - SETTLED_NS:
-        write_atomically(known, digest.encode())
+        remember(known, digest.encode())
     return digest
 
 
@@ -60,5 +61,5 @@ def _hash(listing: Listing, facts: Iterable[bytes]) -> str:
     parts = [part for part in PARTS for _ in listing.parts[part].labels]
     total = hashlib.blake2b(json.dumps(listing.classes).encode(), digest_size=16)
     for part, name, label, fact in zip(parts, listing.names(), listing.labels(), facts, strict=True):
-        total.update(f"\0{part}\0{name}\0{label}\0".encode() + fact)
+        total.update(os.fsencode(f"\0{part}\0{name}\0{label}\0") + fact)
     return total.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -75,7 +76,17 @@ def _part_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+    except OSError as error:
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise DataError(
+        f"{error.filename}: cannot be listed ({error.strerror}), so its images would be missing. "
+        "Make it readable for you, or move it elsewhere."
+    ) from error
 
 
 def _is_image(name: str) -> bool:
@@ -86,7 +97,7 @@ def _images(class_folder: Path) -> tuple[list[Path], list[Path]]:
     """The image files below a class folder and the files that were ignored, both sorted."""
     images: list[Path] = []
     ignored: list[Path] = []
-    for base, folders, names in os.walk(class_folder):
+    for base, folders, names in os.walk(class_folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             (images if _is_image(name) else ignored).append(Path(base, name))

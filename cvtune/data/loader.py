@@ -65,6 +65,7 @@ class Loader:
                 pin_memory=self._pin,
                 persistent_workers=True,
                 worker_init_fn=_one_thread,
+                generator=torch.Generator(),  # else it draws from the global one, and dropout depends on workers
             )
 
     def batches(self, order: Labels, batch_size: int, make: Augmenter, seed: int) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,20 @@ def test_bad_folders(tmp_path: Path, counts: dict[str, int], message: str) -> No
     make_folder(tmp_path / "data", counts)
     with pytest.raises(DataError, match=message):
         listed(tmp_path / "data")
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path / "d", {"a/locked": 3, "b": 3})
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # permissions do not stop the administrator who may run this
+    with pytest.raises(DataError, match=r"a/locked: cannot be listed \(Permission denied\)"):
+        listed(root)
 
 
 def test_a_missing_folder_suggests_its_neighbor(tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_a_full_disk_falls_back(photos_here: Path, cache: Path, monkeypatch: pyt
 
     def full(descriptor: int, content: Any) -> int:
         nonlocal room
-        if len(content) <= 1000:
+        if len(content) <= 200:
             return real(descriptor, content)
         if room <= 0:
             raise OSError(errno.ENOSPC, "No space left on device")
