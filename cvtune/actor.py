@@ -31,8 +31,10 @@ class TrialFailed(Exception):
     """Raised after a failure was reported, so that Ray ends this process and does not reuse it."""
 
 
-class TrialActor(tune.Trainable):  # type: ignore[misc]
+class TrialActor(tune.Trainable):
     """One trial at a time. `setup` and `reset_config` begin one, each `step` trains one epoch."""
+
+    _epochs: Iterator[dict[str, Any]]
 
     def setup(self, config: dict[str, Any]) -> None:
         for root in config["roots"]:
@@ -74,7 +76,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         self._epochs = self._train()
 
     def _release(self) -> None:
-        self._epochs: Iterator[dict[str, Any]] = iter(())
+        self._epochs = iter(())
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
@@ -115,7 +117,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             return numbers if numbers["step"] > known_step else None
         if known_step > 0:
             raise DataError(
-                f"trial {self._folder.name} had reported {known_step} epochs, but none of its checkpoints in {self._folder} "
+                f"trial {self._folder.name} had reported {known_step} epochs, but no checkpoint in {self._folder} "
                 "is intact. It is not started from scratch, which would repeat rows."
             )
         return None
@@ -124,7 +126,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         traceback.print_exc()
         self._failed = f"{type(error).__name__}: {error}"
         kind = type(error).__name__
-        reason = "oom_gpu" if kind == "OutOfMemoryError" else "oom_host" if isinstance(error, MemoryError) else "code_error"
+        reason = (
+            "oom_gpu" if kind == "OutOfMemoryError" else "oom_host" if isinstance(error, MemoryError) else "code_error"
+        )
         reason = "data_error" if isinstance(error, DataError) else reason
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
@@ -136,9 +140,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
         """What the trial prints goes to `log.txt` of its attempt."""
-        with (self._folder / str(self._attempt) / "log.txt").open("a", buffering=1) as log:
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                yield
+        path = self._folder / str(self._attempt) / "log.txt"
+        with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
 
 
 def limit_threads(cpus: float) -> None:
@@ -164,10 +168,12 @@ def opened(config: dict[str, Any], recipe: Recipe) -> Any:
         if data is None:
             cache = cache_folder(config["cache"] and Path(config["cache"]))
             threads = max(1, int(config["cpu"]))
-            data = open_dataset(Source.model_validate(config["source"]), recipe.data, cache, config["cache_bytes"], threads)
+            data = open_dataset(
+                Source.model_validate(config["source"]), recipe.data, cache, config["cache_bytes"], threads
+            )
         if data.fingerprint != config["fingerprint"]:
             raise DataError(
-                f"{platform.node()} sees other images at {config['source']['source']} than the machine that checked them "
+                f"{platform.node()} sees other images at {config['source']['source']} than the driver did "
                 f"({data.fingerprint} instead of {config['fingerprint']}). Give every node the same data."
             )
         OPENED[key] = data

@@ -27,10 +27,17 @@ app = typer.Typer(
 Storage = Annotated[Path, typer.Option("--storage", help="Folder that holds the studies.", envvar="CVTUNE_STORAGE")]
 Cache = Annotated[
     Path | None,
-    typer.Option("--cache", help="Folder for decoded images, on a local disk. Default: $SLURM_TMPDIR, else $TMPDIR.", envvar="CVTUNE_CACHE"),
+    typer.Option(
+        "--cache",
+        help="Folder for decoded images, on a local disk. Default: $SLURM_TMPDIR, else $TMPDIR.",
+        envvar="CVTUNE_CACHE",
+    ),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set any value by its dotted name; a searched one leaves the space.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Set any value by its dotted name; a searched one leaves the space."
+    ),
 ]
 STUDIES = Path("studies")
 
@@ -43,19 +50,29 @@ class Resume(StrEnum):
 
 @app.command()
 def run(
-    target: Annotated[str, typer.Argument(help="WORKFLOW.py, STUDY.json, or images: a folder, an .npz file, digits.", metavar="TARGET")],
+    target: Annotated[
+        str,
+        typer.Argument(help="WORKFLOW.py, STUDY.json, or images: a folder, an .npz file, digits.", metavar="TARGET"),
+    ],
     settings: Settings = None,
     name: Annotated[str | None, typer.Option(help="Name of the study. Default: from the workflow or folder.")] = None,
     storage: Storage = STUDIES,
     cache: Cache = None,
-    resume: Annotated[Resume, typer.Option(help="Take up a study of this name: if there is one, only then, or not at all.")] = Resume.auto,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check images and both ends of every domain, show the study, train nothing.")] = False,
+    resume: Annotated[
+        Resume, typer.Option(help="Take up a study of this name: if there is one, only then, or not at all.")
+    ] = Resume.auto,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check images and both ends of every domain, show the study, train nothing."),
+    ] = False,
 ) -> None:
     """Search: train trials of a workflow, a study, or the built-in study on a folder of images."""
     chosen = study.load(target)
     values = dict(study.parse_assignment(text) for text in settings or [])
     chosen = chosen.set({**values, **({"name": name} if name else {})})
-    roots = tuple(dict.fromkeys([*([str(Path(target).resolve().parent)] if target.endswith(".py") else []), str(Path.cwd())]))
+    roots = tuple(
+        dict.fromkeys([*([str(Path(target).resolve().parent)] if target.endswith(".py") else []), str(Path.cwd())])
+    )
     if dry_run:
         _dry_run(chosen, cache, roots)
         return
@@ -69,7 +86,10 @@ def run(
         except engine.Interrupted as interrupted:
             raise typer.Exit(exit_code(interrupted.number)) from None
     if not outcome.seconds:
-        console.print(f"study {chosen.name!r} in {storage} is complete; nothing to do. More trials: --set budget.trials=N; anew: --name.")
+        console.print(
+            f"study {chosen.name!r} in {storage} is complete; nothing to do. "
+            "More trials: --set budget.trials=N; anew: --name."
+        )
     console.print(summary(chosen, outcome.history, outcome.folder, outcome.seconds))
     if outcome.signal is not None:
         console.print("interrupted; the same command again takes it up where it was.")
@@ -78,7 +98,9 @@ def run(
 
 @app.command()
 def preview(
-    data: Annotated[str, typer.Argument(help="Images: a folder, an .npz file, digits; or a WORKFLOW.py.", metavar="DATA")],
+    data: Annotated[
+        str, typer.Argument(help="Images: a folder, an .npz file, digits; or a WORKFLOW.py.", metavar="DATA")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("preview.png"),
     settings: Settings = None,
     images: Annotated[int, typer.Option(min=1, max=64, help="Rows: images, spread over the classes.")] = 6,
@@ -95,7 +117,9 @@ def preview(
     try:
         sheet.save(output)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"-o {str(output)!r} cannot be written ({error}). Give a .png file in a folder that exists.") from None
+        raise ConfigError(
+            f"-o {str(output)!r} cannot be written ({error}). Give a .png file in a folder that exists."
+        ) from None
     print(f"{output}: {images} images x {columns} strengths")
 
 
@@ -116,7 +140,14 @@ def list_studies(storage: Storage = STUDIES) -> None:
         best = history.best(settings.objective, settings.better)
         score = f"{best[1][settings.objective]:.4f}" if best else ""
         trained = sum(len(r.epochs) for r in history.trials.values())
-        table.add_row(settings.name, state, f"{len(history.trials)}/{settings.budget.trials}", str(trained), settings.objective, score)
+        table.add_row(
+            settings.name,
+            state,
+            f"{len(history.trials)}/{settings.budget.trials}",
+            str(trained),
+            settings.objective,
+            score,
+        )
     Console().print(table)
 
 
@@ -138,7 +169,10 @@ def status(
     console.print(trials_table(settings, history, rows))
     console.print(progress_line(settings, history))
     if owner and lease.is_alive(owner):
-        console.print(f"running: process {owner['pid']} on {owner['host']}, last sign of life {time.time() - owner['heartbeat']:.0f} s ago")
+        console.print(
+            f"running: process {owner['pid']} on {owner['host']}, "
+            f"last sign of life {time.time() - owner['heartbeat']:.0f} s ago"
+        )
     console.print(summary(settings, history, folder))
     if svg is not None:
         console.save_svg(str(svg), title=f"cvtune status {settings.name}")
@@ -147,7 +181,10 @@ def status(
 @app.command()
 def logs(
     name: Annotated[str, typer.Argument(help="Name of a study, or its folder.", metavar="STUDY")],
-    trial: Annotated[str | None, typer.Argument(help="Trial to show what it printed; none: the events of the study.", metavar="TRIAL")] = None,
+    trial: Annotated[
+        str | None,
+        typer.Argument(help="Trial to show what it printed; none: the events of the study.", metavar="TRIAL"),
+    ] = None,
     storage: Storage = STUDIES,
 ) -> None:
     """Print what a trial printed, or the events of the study as plain lines."""
@@ -179,7 +216,7 @@ def stop(
     storage: Storage = STUDIES,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait until it has ended.")] = 60,
 ) -> None:
-    """End a running study in good order; `cvtune run` takes it up again later. Works from any machine that sees its folder."""
+    """End a running study in good order; `cvtune run` takes it up again. From any machine that sees its folder."""
     from cvtune import lease
     from cvtune.durable import write_whole
 
@@ -196,7 +233,10 @@ def stop(
             print(f"study {folder.name!r} ended.")
             return
         time.sleep(0.2)
-    raise CvtuneError(f"study {folder.name!r} was asked to stop but still runs after {wait:g} s (process {owner['pid']} on {owner['host']}).")
+    raise CvtuneError(
+        f"study {folder.name!r} was asked to stop but still runs after {wait:g} s "
+        f"(process {owner['pid']} on {owner['host']}). Wait longer with --wait, or end that process."
+    )
 
 
 @app.command()
@@ -239,7 +279,10 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
     for notice in prepared.notices:
         print(notice, file=sys.stderr)
     most = chosen.budget.trials * chosen.recipe.max_epochs
-    print(f"all checks passed; at most {chosen.budget.trials} trials and {most} epochs. Nothing was trained.", file=sys.stderr)
+    print(
+        f"all checks passed; at most {chosen.budget.trials} trials and {most} epochs. Nothing was trained.",
+        file=sys.stderr,
+    )
 
 
 @app.callback(invoke_without_command=True)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import platform
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -36,20 +33,21 @@ for _name, _value in {
 import ray
 from ray import tune
 
-from cvtune import __version__, preflight
+from cvtune import preflight
 from cvtune.actor import TrialActor
 from cvtune.durable import read_json, write_whole
-from cvtune.errors import ClusterError, ConfigError, CvtuneError, OwnedError
+from cvtune.errors import ClusterError, CvtuneError, OwnedError
 from cvtune.journal import History, Journal, load
 from cvtune.lease import STOP_REQUEST, Lease
+from cvtune.ledger import Ledger
 from cvtune.preflight import Prepared
 from cvtune.results import write_tables
-from cvtune.study import Study, read
-from cvtune.tune import STOP, EndOfStudy, Ledger, Proposer, Referee, ray_scheduler, replay
+from cvtune.study import Study
+from cvtune.study_folder import check_folder, check_unchanged, provenance, write_best
+from cvtune.tune import STOP, EndOfStudy, Proposer, Referee, ray_scheduler, replay
 
 Listener = Callable[[dict[str, Any], History], None]
 TABLES_S = 30.0
-PACKAGES = ("ray", "torch", "torchvision", "albumentations", "numpy", "opencv-python-headless", "pyarrow", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def run_study(
                 prepared = _finish(check, caught)
                 for notice in prepared.notices:
                     say(notice)
-                _check_unchanged(folder, prepared)
+                check_unchanged(folder, prepared)
                 resources = trial_resources(study)
                 lease = Lease(folder)
                 try:
@@ -144,38 +142,6 @@ def run_study(
         return Outcome(study, folder, history, caught.number, time.monotonic() - started)
 
 
-def check_folder(study: Study, folder: Path, resume: str) -> History:
-    """Whether `folder` is free for this study or holds the same one. Returns what was done so far; writes nothing lasting."""
-    existing = (folder / "study.json").exists()
-    if existing and resume == "never":
-        raise ConfigError(f"study {study.name!r} exists in {folder.parent}, and --resume never was given. Choose another --name.")
-    if not existing and resume == "must":
-        raise ConfigError(f"there is no study {study.name!r} in {folder.parent} to resume. Check --name and --storage.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent) as probe:
-            probe.write(b"cvtune")
-    except OSError as error:
-        raise ConfigError(f"--storage {str(folder.parent)!r} cannot be written ({error.strerror}). Give a folder that can be.") from None
-    if not existing:
-        return History()
-    if changes := difference(read(folder / "study.json").definition(), study.definition()):
-        raise ConfigError(
-            f"study {study.name!r} in {folder.parent} was defined otherwise:\n  "
-            + "\n  ".join(changes)
-            + "\nResume it with the same definition (only budget.* and resources.* may change), or choose another --name."
-        )
-    return load(folder)
-
-
-def difference(old: Any, new: Any, path: str = "") -> list[str]:
-    """The values in which two plain JSON trees differ, one line each."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = [difference(old.get(k), new.get(k), f"{path}.{k}" if path else k) for k in sorted(old.keys() | new.keys())]
-        return [line for group in lines for line in group]
-    return [] if old == new else [f"{path.removeprefix('recipe.')}: {json.dumps(old)} -> {json.dumps(new)}"]
-
-
 @contextlib.contextmanager
 def cluster() -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine for as long as we need it.
@@ -184,12 +150,14 @@ def cluster() -> Iterator[None]:
         ClusterError: neither worked.
     """
     address = os.environ.get("RAY_ADDRESS") or "local"
-    local: dict[str, Any] = {"object_store_memory": 200 * 2**20, "include_dashboard": False} if address == "local" else {}
+    local: dict[str, Any] = (
+        {"object_store_memory": 200 * 2**20, "include_dashboard": False} if address == "local" else {}
+    )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="cvtune", **local)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **local)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise ClusterError(
-            f"Ray could not be {'started on this machine' if address == 'local' else f'reached at RAY_ADDRESS={address}'} "
+            f"Ray could not be {'started here' if address == 'local' else f'reached at RAY_ADDRESS={address}'} "
             f"({type(error).__name__}: {error}). Unset RAY_ADDRESS to run on this machine alone."
         ) from error
     try:
@@ -211,7 +179,7 @@ def trial_resources(study: Study) -> dict[str, float]:
     if not any(node.get("CPU", 0) >= study.resources.cpu and node.get("GPU", 0) >= gpu for node in nodes):
         have = "; ".join(sorted({f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes}))
         raise ClusterError(
-            f"a trial asks for resources.cpu = {study.resources.cpu:g} and resources.gpu = {gpu:g}, and no node has that "
+            f"a trial asks for resources.cpu = {study.resources.cpu:g} and resources.gpu = {gpu:g}; no node has that "
             f"(nodes have {have}). Lower them with --set."
         )
     return {"CPU": study.resources.cpu, **({"GPU": gpu} if gpu else {})}
@@ -264,24 +232,16 @@ def _finish(check: subprocess.Popen[str], caught: Signals) -> Prepared:
     return answer[0]
 
 
-def _check_unchanged(folder: Path, prepared: Prepared) -> None:
-    """A resumed study must see the images and the user code that it began with."""
-    before = (read_json(folder / "study.json") or {}).get("provenance", {})
-    for what, key, now in (("the images", "data_fingerprint", prepared.fingerprint), ("user code", "code", prepared.code)):
-        if before and before.get(key) != now:
-            raise ConfigError(
-                f"study {str(folder)!r} cannot be resumed: {what} changed since it began ({before.get(key)} -> {now}). "
-                "Restore what it had, or start anew under another --name."
-            )
-
-
 def _drive(
     setting: Setting, prepared: Prepared, lease: Lease, resources: dict[str, float], listen: Listener, caught: Signals
 ) -> History:
     """One term: from the first line of its journal to the last, then tables and best recipe, however it ends."""
     study, folder = setting.study, setting.folder
     before = (read_json(folder / "study.json") or {}).get("provenance")
-    write_whole(folder / "study.json", study.to_json(before or provenance(prepared)))
+    write_whole(
+        folder / "study.json",
+        study.to_json(before or provenance(prepared, [node["Resources"] for node in ray.nodes()])),
+    )
     (folder / STOP_REQUEST).unlink(missing_ok=True)
     journal, history = Journal(lease.journal), load(folder)
     ledger = Ledger(study, folder, journal, history, resources.get("GPU", 0), lambda event: listen(event, history))
@@ -362,7 +322,7 @@ def _run_tune(
 
 
 def _watch(folder: Path, caught: Signals, lease: Lease, ledger: Ledger, asked: threading.Event) -> Callable[[], None]:
-    """What the main thread looks at a few times a second: signals, `cvtune stop`, the lease, the time budget, the tables."""
+    """What the main thread looks at a few times a second: signals, `cvtune stop`, lease, time budget, tables."""
     due = time.monotonic() + TABLES_S
 
     def watch() -> None:
@@ -381,34 +341,3 @@ def _watch(folder: Path, caught: Signals, lease: Lease, ledger: Ledger, asked: t
             due = time.monotonic() + max(TABLES_S, 20 * (time.monotonic() - begun))
 
     return watch
-
-
-def write_best(study: Study, folder: Path, history: History) -> None:
-    """`best/recipe.json` and `best/metrics.json`: the recipe with the best objective, and the epoch that had it."""
-    best = history.best(study.objective, study.better)
-    if best is not None:
-        record, epoch = best
-        write_whole(folder / "best" / "recipe.json", json.dumps(record.recipe.model_dump(mode="json"), indent=2))
-        write_whole(folder / "best" / "metrics.json", json.dumps({"format": 1, **epoch}, indent=2))
-
-
-def provenance(prepared: Prepared) -> dict[str, Any]:
-    """What one needs to know to repeat a study: versions, commit, data fingerprint, user code, hardware."""
-    versions = {"cvtune": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "created": time.time(),
-        "command": sys.argv,
-        "git_commit": commit or None,
-        "versions": versions,
-        "data_fingerprint": prepared.fingerprint,
-        "classes": prepared.classes,
-        "images": prepared.images,
-        "corrupt": prepared.corrupt,
-        "code": prepared.code,
-        **prepared.mappings,
-        "nodes": [{k: v for k, v in node["Resources"].items() if k in ("CPU", "GPU", "memory")} for node in ray.nodes()],
-    }

@@ -42,7 +42,7 @@ REASONS = {
 
 
 class Journal:
-    """Appends events to one term's file. A line is handed to the system at once and to the disk at least every second."""
+    """Appends events to one term's file. A line goes to the system at once and to the disk at least every second."""
 
     def __init__(self, path: Path) -> None:
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -50,7 +50,7 @@ class Journal:
         self._synced = time.monotonic()
 
     def append(self, kind: str, event: dict[str, Any]) -> dict[str, Any]:
-        """Write one event; returns it as `read` will give it back. NaN and infinity become null, as JSON has neither."""
+        """Write one event; returns it as `read` will. NaN and infinity become null, since JSON has neither."""
         plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in event.items()}
         full = {"v": FORMAT, "n": self._number, "t": round(time.time(), 3), "kind": kind, **plain}
         body = json.dumps(full, separators=(",", ":"), allow_nan=False)[:-1]
@@ -88,7 +88,8 @@ def read(study: Path) -> Iterator[dict[str, Any]]:
                 if number >= len(lines) - 2 and not any(lines[number + 1 :]):
                     break
                 raise CvtuneError(
-                    f"{path}, line {number + 1}: damaged (checksum). Restore the file from a copy; the lines before it are good."
+                    f"{path}, line {number + 1}: damaged (checksum). Restore the file from a copy; "
+                    "the lines before it are good."
                 )
             if event["v"] > FORMAT:
                 raise CvtuneError(f"{path}: written by a newer cvtune (format {event['v']}, this one reads {FORMAT}).")
@@ -137,7 +138,9 @@ class History:
         kind = event["kind"]
         if kind == "trial":
             recipe = Recipe.model_validate(event["recipe"])
-            self.trials[event["trial"]] = TrialRecord(event["trial"], event["index"], event["values"], recipe, event["t"])
+            self.trials[event["trial"]] = TrialRecord(
+                event["trial"], event["index"], event["values"], recipe, event["t"]
+            )
         elif kind == "segment":
             record = self.trials[event["trial"]]
             record.attempt, record.segment, record.node = event["attempt"], event["segment"], event["node"]

@@ -85,7 +85,7 @@ def is_alive(lease: dict[str, Any]) -> bool:
         return False
     if lease.get("host") == socket.gethostname():
         try:  # the same process number may belong to another program by now: compare the start time
-            return abs(psutil.Process(lease["pid"]).create_time() - lease["started"]) < 1.0
+            return bool(abs(psutil.Process(lease["pid"]).create_time() - lease["started"]) < 1.0)
         except (psutil.Error, KeyError):
             return False
     return time.time() - float(lease.get("heartbeat", 0)) < STALE_S

@@ -30,7 +30,9 @@ class Prepared:
     fingerprint: str
     corrupt: tuple[str, ...]
     notices: tuple[str, ...]
-    store: str | None = None  # the decoded store of this machine; None: it did not fit, images are decoded at each access
+    store: str | None = (
+        None  # the decoded store of this machine; None: it did not fit, images are decoded at each access
+    )
     mappings: dict[str, int] = field(default_factory=dict)  # versions of the two strength mappings
     code: dict[str, str] = field(default_factory=dict)  # python:module:function -> SHA-256 of its source
 
@@ -63,7 +65,9 @@ def finish(process: subprocess.Popen[str]) -> Prepared:
     try:
         answer = json.loads(text.splitlines()[-1])
     except (IndexError, ValueError):
-        raise CvtuneError(f"the check before the first trial died with exit code {process.returncode}; its output is above.") from None
+        raise CvtuneError(
+            f"the check before the first trial died with exit code {process.returncode}; its output is above."
+        ) from None
     if "error" in answer:
         raise getattr(errors, answer["error"], CvtuneError)(answer["message"])
     lists = {key: tuple(answer[key]) for key in ("classes", "corrupt", "notices")}
@@ -82,7 +86,9 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
     from cvtune.usercode import source_hash
 
     code = {ref: source_hash(ref) for ref in study.user_code}
-    data = open_dataset(study.data, study.recipe.data, cache_folder(cache), study.resources.cache_bytes, os.cpu_count() or 1)
+    data = open_dataset(
+        study.data, study.recipe.data, cache_folder(cache), study.resources.cache_bytes, os.cpu_count() or 1
+    )
     for name, recipe in corners(study):
         try:
             _try(recipe, data)
@@ -94,7 +100,7 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         fingerprint=data.fingerprint,
         corrupt=data.corrupt,
         notices=data.notices,
-        store=data.store and str(data.store),
+        store=str(data.store) if data.store else None,
         mappings={"augment_mapping": augment.MAPPING_VERSION, "regularize_mapping": regularize.MAPPING_VERSION},
         code=code,
     )
@@ -123,9 +129,13 @@ def _try(recipe: Recipe, data: Any) -> None:
     from cvtune.train import Run, train
 
     few = np.unique(np.linspace(0, len(data.train.labels) - 1, 4).astype(int))
-    part = dataclasses.replace(data.train, images=[data.train.images[int(i)] for i in few], labels=data.train.labels[few])
+    part = dataclasses.replace(
+        data.train, images=[data.train.images[int(i)] for i in few], labels=data.train.labels[few]
+    )
     tiny = dataclasses.replace(data, train=part, val=part, test=part)
-    fast = recipe.replace({"max_epochs": 1, "changes": (), "data.train_fraction": 1.0, "optim.warmup_epochs": 0, "data.batch_size": 4})
+    fast = recipe.replace(
+        {"max_epochs": 1, "changes": (), "data.train_fraction": 1.0, "optim.warmup_epochs": 0, "data.batch_size": 4}
+    )
     run = Run(fast, tiny)
     check_model(run.model, len(data.classes), recipe.data.image_size)
     next(train(run))

@@ -60,9 +60,7 @@ class Data(Section):
     oversample: float = field(
         0.0, "How far rare classes are drawn more often: 0 natural frequencies, 1 all classes alike.", ge=0, le=1
     )
-    train_fraction: float = field(
-        1.0, "Share of the training images that is used (stratified by class).", gt=0, le=1
-    )
+    train_fraction: float = field(1.0, "Share of the training images that is used (stratified by class).", gt=0, le=1)
 
 
 class Augment(Section):
@@ -75,19 +73,13 @@ class Augment(Section):
     color: float = field(
         1.0, "Factor on strength for brightness, contrast, saturation, hue; 0 is off.", ge=0, le=2, mutable=True
     )
-    quality: float = field(
-        1.0, "Factor on strength for blur, noise, compression; 0 is off.", ge=0, le=2, mutable=True
-    )
+    quality: float = field(1.0, "Factor on strength for blur, noise, compression; 0 is off.", ge=0, le=2, mutable=True)
     occlusion: float = field(1.0, "Factor on strength for erased patches; 0 is off.", ge=0, le=2, mutable=True)
     flip: Literal["none", "horizontal", "both"] = field(
         "horizontal", "Which mirror images keep the label. Digits and text: none. Microscopy, aerial: both."
     )
-    mixup: float = field(
-        0.0, "Beta parameter of mixup (Zhang et al. 2018); 0 is off.", ge=0, le=10, mutable=True
-    )
-    cutmix: float = field(
-        0.0, "Beta parameter of CutMix (Yun et al. 2019); 0 is off.", ge=0, le=10, mutable=True
-    )
+    mixup: float = field(0.0, "Beta parameter of mixup (Zhang et al. 2018); 0 is off.", ge=0, le=10, mutable=True)
+    cutmix: float = field(0.0, "Beta parameter of CutMix (Yun et al. 2019); 0 is off.", ge=0, le=10, mutable=True)
     policy: str = field(
         "families",
         "What augments: 'families' (our own), 'trivial' (TrivialAugment, Mueller & Hutter 2021), or "
@@ -165,9 +157,7 @@ class Model(Section):
     norm: Literal["batch", "group", "none"] | None = field(
         None, "Normalization layer. None: the architecture's own (batch for small_resnet)."
     )
-    freeze_epochs: int = field(
-        0, "Epochs during which only the last layer is trained.", unit="epochs", ge=0, le=10000
-    )
+    freeze_epochs: int = field(0, "Epochs during which only the last layer is trained.", unit="epochs", ge=0, le=10000)
     width: int = field(16, "Channels of the first stage of small_resnet.", unit="channels", ge=4, le=512)
 
     @field_validator("name")
@@ -215,9 +205,7 @@ class Loss(Section):
     class_weight: float = field(
         0.0, "Exponent e of the weight (1 / class frequency) ** e, mean 1; 0 off, 1 balanced.", ge=0, le=1
     )
-    focal_gamma: float = field(
-        0.0, "Focal loss exponent (Lin et al. 2017); 0: plain cross-entropy.", ge=0, le=10
-    )
+    focal_gamma: float = field(0.0, "Focal loss exponent (Lin et al. 2017); 0: plain cross-entropy.", ge=0, le=10)
 
     @field_validator("name")
     @classmethod
@@ -253,7 +241,7 @@ class Recipe(Section):
                 f"changes happen at epochs {epochs}: they must rise and lie between 1 and max_epochs - 1 "
                 f"= {self.max_epochs - 1}."
             )
-        current = self.model_copy(update={"changes": ()})
+        current: Recipe = self.model_copy(update={"changes": ()})
         for _, values in self.changes:
             for name in values:
                 if name not in FIELDS or not FIELDS[name].mutable:

@@ -101,7 +101,9 @@ def write_tables(folder: Path, history: History | None = None) -> dict[str, int]
         "epochs": (EPOCHS + RECIPE, (row for r in history.trials.values() for row in _epoch_rows(settings.name, r))),
         "decisions": (DECISIONS, _decision_rows(settings.name, history)),
     }
-    return {name: _write(folder / "tables" / f"{name}.parquet", columns, data) for name, (columns, data) in rows.items()}
+    return {
+        name: _write(folder / "tables" / f"{name}.parquet", columns, data) for name, (columns, data) in rows.items()
+    }
 
 
 def export(folder: Path, target: str) -> list[str]:
@@ -148,7 +150,9 @@ def _write(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str, Any
         metadata={"cvtune.format": str(FORMAT)},
     )
     data = list(rows)
-    table = pa.Table.from_pydict({c.name: pa.array([row[c.name] for row in data], c.kind) for c in columns}, schema=schema)
+    table = pa.Table.from_pydict(
+        {c.name: pa.array([row[c.name] for row in data], c.kind) for c in columns}, schema=schema
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_name(path)
     try:

@@ -1,4 +1,4 @@
-"""Schedulers as frozen descriptions: who is stopped early, and by which rule. `tune.py` turns them into Ray's objects."""
+"""Schedulers as frozen descriptions: who is stopped early, by which rule. `tune.py` makes Ray's objects of them."""
 
 from __future__ import annotations
 

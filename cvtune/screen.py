@@ -38,7 +38,9 @@ class Screen:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -80,12 +82,20 @@ def trials_table(study: Study, history: History, rows: int) -> Table:
     """The running trials, then the best of the others, at most `rows` lines."""
     searched = list(study.space.domains)
     table = Table(box=box.SIMPLE_HEAD, title=f"{study.name}: {study.objective}", title_justify="left", pad_edge=False)
-    for name in ("trial", "state", "epoch", *(n.rpartition(".")[0][:7] + "." + n.rpartition(".")[2] for n in searched), "best", "last"):
+    for name in (
+        "trial",
+        "state",
+        "epoch",
+        *(n.rpartition(".")[0][:7] + "." + n.rpartition(".")[2] for n in searched),
+        "best",
+        "last",
+    ):
         table.add_column(name, justify="left" if name in ("trial", "state") else "right", no_wrap=True)
     best = history.best(study.objective, study.better)
     sign = -1 if study.better == "max" else 1
     ranked = sorted(
-        history.trials.values(), key=lambda r: (r.reason is not None, sign * (_best(r, study) if r.epochs else -sign * 1e9))
+        history.trials.values(),
+        key=lambda r: (r.reason is not None, sign * (_best(r, study) if r.epochs else -sign * 1e9)),
     )
     for record in ranked[:rows]:
         style = "bold green" if best and record is best[0] else "" if record.reason is None else "dim"
@@ -93,7 +103,9 @@ def trials_table(study: Study, history: History, rows: int) -> Table:
         last = show(record.epochs[-1][study.objective]) if record.epochs else ""
         values = [show(record.values.get(name)) for name in searched]
         top = show(_best(record, study)) if record.epochs else ""
-        table.add_row(record.trial, state, f"{record.steps}/{record.recipe.max_epochs}", *values, top, last, style=style)
+        table.add_row(
+            record.trial, state, f"{record.steps}/{record.recipe.max_epochs}", *values, top, last, style=style
+        )
     if len(ranked) > rows:
         table.caption = f"and {len(ranked) - rows} more"
     return table
@@ -104,7 +116,10 @@ def progress_line(study: Study, history: History) -> Text:
     records = list(history.trials.values())
     ended = sum(r.reason is not None for r in records)
     trained = sum(len(r.epochs) for r in records)
-    return Text(f"{ended} of {study.budget.trials} trials ended, {len(records) - ended} open, {trained} epochs trained", style="cyan")
+    return Text(
+        f"{ended} of {study.budget.trials} trials ended, {len(records) - ended} open, {trained} epochs trained",
+        style="cyan",
+    )
 
 
 def summary(study: Study, history: History, folder: Path, seconds: float | None = None) -> RenderableType:
@@ -115,18 +130,33 @@ def summary(study: Study, history: History, folder: Path, seconds: float | None 
     facts = Table.grid(padding=(0, 2))
     if best:
         record, epoch = best
-        facts.add_row("best", f"[bold green]{study.objective} = {epoch[study.objective]:.4f}[/]  trial {record.trial}, epoch {epoch['epoch']}")
-        facts.add_row("recipe", "  ".join(f"{name} = {show(value)}" for name, value in record.values.items()) or "the base recipe")
+        facts.add_row(
+            "best",
+            f"[bold green]{study.objective} = {epoch[study.objective]:.4f}[/]  "
+            f"trial {record.trial}, epoch {epoch['epoch']}",
+        )
+        facts.add_row(
+            "recipe", "  ".join(f"{name} = {show(value)}" for name, value in record.values.items()) or "the base recipe"
+        )
     took = f" in {seconds:.0f} s" if seconds else ""
     facts.add_row("trained", f"{len(records)} trials, {trained} epochs{took}")
     if full := sum(r.recipe.max_epochs for r in records if r.reason == "stopped_scheduler"):
         saved = full - sum(len(r.epochs) for r in records if r.reason == "stopped_scheduler")
         everything = sum(r.recipe.max_epochs for r in records)
-        facts.add_row("saved", f"{study.scheduler.name.upper()} saved {saved} of {everything} epochs ({saved / everything:.0%})")
-    failed = [r for r in records if r.reason in ("diverged", "oom_gpu", "oom_host", "hung", "data_error", "code_error", "infra_lost")]
+        facts.add_row(
+            "saved", f"{study.scheduler.name.upper()} saved {saved} of {everything} epochs ({saved / everything:.0%})"
+        )
+    failed = [
+        r
+        for r in records
+        if r.reason in ("diverged", "oom_gpu", "oom_host", "hung", "data_error", "code_error", "infra_lost")
+    ]
     for reason in sorted({r.reason for r in failed if r.reason}):
         some = [r for r in failed if r.reason == reason]
-        facts.add_row("[red]failed[/]", f"{len(some)} trials {reason} ({REASONS[reason]}), first {some[0].trial}: {some[0].message}")
+        facts.add_row(
+            "[red]failed[/]",
+            f"{len(some)} trials {reason} ({REASONS[reason]}), first {some[0].trial}: {some[0].message}",
+        )
     facts.add_row("tables", str(folder / "tables"))
     grid = strength_grid(study, history)
     return Group(facts, "", grid) if grid else facts
@@ -145,8 +175,11 @@ def strength_grid(study: Study, history: History) -> Table | None:
     pick = max if study.better == "max" else min
     flat = sorted((pick(scores) for scores in cells.values()), reverse=study.better == "min")
     table = Table(
-        box=None, title="best score found by augment.strength (across) and regularize.strength (down)", title_justify="left",
-        caption="number of trials in brackets; a look, not yet a model of the surface", caption_justify="left",
+        box=None,
+        title="best score found by augment.strength (across) and regularize.strength (down)",
+        title_justify="left",
+        caption="number of trials in brackets; a look, not yet a model of the surface",
+        caption_justify="left",
     )
     table.add_column("")
     for x in range(GRID):

@@ -20,9 +20,6 @@ class _Interval(Section):
     low: float
     high: float
 
-    def __init__(self, low: float, high: float, **kind: Any) -> None:
-        super().__init__(low=low, high=high, **kind)
-
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         _check_order(self)
@@ -38,6 +35,9 @@ class Uniform(_Interval):
 
     kind: Literal["uniform"] = "uniform"
 
+    def __init__(self, low: float, high: float, **kind: Any) -> None:
+        super().__init__(**{"low": low, "high": high, **kind})
+
     def at(self, u: float) -> float:
         """The value at quantile `u` in [0, 1]."""
         return self.low + u * (self.high - self.low)
@@ -47,6 +47,9 @@ class LogUniform(_Interval):
     """Every order of magnitude in [low, high] alike; low > 0."""
 
     kind: Literal["log_uniform"] = "log_uniform"
+
+    def __init__(self, low: float, high: float, **kind: Any) -> None:
+        super().__init__(**{"low": low, "high": high, **kind})
 
     @model_validator(mode="after")
     def _positive(self) -> Self:
@@ -67,7 +70,7 @@ class IntUniform(Section):
     high: int
 
     def __init__(self, low: int, high: int, **kind: Any) -> None:
-        super().__init__(low=low, high=high, **kind)
+        super().__init__(**{"low": low, "high": high, **kind})
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -113,7 +116,7 @@ class When(Section):
     values: tuple[Value, ...]
 
     def __init__(self, name: str, *allowed: Value, **fields: Any) -> None:
-        super().__init__(name=name, **({"values": allowed} if allowed else fields))
+        super().__init__(**{"name": name, **({"values": allowed} if allowed else fields)})
 
 
 class Space(Section):

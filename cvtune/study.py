@@ -30,7 +30,9 @@ class Source(Section):
     val_share: float = field(0.15, "Share split off for validation where the source has no val part.", gt=0, lt=0.5)
     test_share: float = field(0.15, "Share split off for the final test where the source has none.", ge=0, lt=0.5)
     split_seed: int = field(0, "Seed of that split (stratified by class).", ge=0, le=2**62)
-    max_corrupt: float = field(0.01, "Share of unreadable images that is skipped and counted; above it we refuse.", ge=0, le=1)
+    max_corrupt: float = field(
+        0.01, "Share of unreadable images that is skipped and counted; above it we refuse.", ge=0, le=1
+    )
 
 
 class Budget(Section):
@@ -74,7 +76,7 @@ class Study(Section):
     def _plain_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
             raise ConfigError(
-                f"name = {value!r}: a study's name becomes a folder. Use letters, digits, '.', '_' and '-', at most 100."
+                f"name = {value!r}: the name becomes a folder. Use letters, digits, '.', '_' and '-', at most 100."
             )
         return value
 
@@ -89,10 +91,13 @@ class Study(Section):
     def _consistent(self) -> Self:
         goal = METRICS[self.objective].goal
         if self.mode not in (None, goal):
-            raise ConfigError(f"mode = {self.mode!r}: {self.objective} is better the other way. Use {goal!r} or leave it out.")
+            raise ConfigError(
+                f"mode = {self.mode!r}: {self.objective} is better the other way. Use {goal!r} or leave it out."
+            )
         if isinstance(self.scheduler, ASHA) and self.scheduler.grace_epochs > self.recipe.max_epochs:
             raise ConfigError(
-                f"scheduler.grace_epochs = {self.scheduler.grace_epochs} is above max_epochs = {self.recipe.max_epochs}: "
+                f"scheduler.grace_epochs = {self.scheduler.grace_epochs} is above max_epochs = "
+                f"{self.recipe.max_epochs}: "
                 "no trial could ever be stopped. Lower it, or use scheduler.name=fifo."
             )
         return self
@@ -110,7 +115,7 @@ class Study(Section):
         return tuple(sorted({v for v in named if isinstance(v, str) and v.startswith("python:")}))
 
     def trial(self, index: int, values: Mapping[str, Value]) -> Recipe:
-        """The Recipe of trial `index` with the searched `values`. Each trial has a seed of its own unless it is searched."""
+        """The Recipe of trial `index` with the searched `values`, and a seed of its own unless that is searched."""
         seed = int(np.random.SeedSequence([self.recipe.seed, index]).generate_state(1, np.uint32)[0])
         return self.recipe.replace({"seed": seed, **values})
 
@@ -124,17 +129,27 @@ class Study(Section):
         fixed = {name: value for name, value in values.items() if name in FIELDS or name == "changes"}
         tree["recipe"] = self.recipe.replace(fixed)
         tree["space"] = self.space.without(set(fixed))
-        valid = {**FIELDS, **SETTINGS, **describe(type(self.scheduler), "scheduler."), **describe(type(self.searcher), "searcher.")}
+        valid = {
+            **FIELDS,
+            **SETTINGS,
+            **describe(type(self.scheduler), "scheduler."),
+            **describe(type(self.searcher), "searcher."),
+        }
         for name, value in values.items():
             if name in fixed:
                 continue
             section, _, leaf = name.rpartition(".")
             if name in ("scheduler.name", "searcher.name"):
-                tree[section] = {"name": value, **{k: v for k, v in tree[section].items() if tree[section]["name"] == value}}
+                tree[section] = {
+                    "name": value,
+                    **{k: v for k, v in tree[section].items() if tree[section]["name"] == value},
+                }
             elif name in valid:
                 (tree[section] if section else tree)[leaf] = value
             else:
-                raise ConfigError(f"{name!r} cannot be set. {did_you_mean(name, [*valid, 'scheduler.name', 'searcher.name'])}")
+                raise ConfigError(
+                    f"{name!r} cannot be set. {did_you_mean(name, [*valid, 'scheduler.name', 'searcher.name'])}"
+                )
         return make(tree)
 
     def definition(self) -> dict[str, Any]:
@@ -143,7 +158,9 @@ class Study(Section):
 
     def to_json(self, provenance: Mapping[str, Any]) -> str:
         """The text of `study.json`."""
-        return json.dumps({"format": FORMAT, "study": self.model_dump(mode="json"), "provenance": dict(provenance)}, indent=2)
+        return json.dumps(
+            {"format": FORMAT, "study": self.model_dump(mode="json"), "provenance": dict(provenance)}, indent=2
+        )
 
 
 SETTINGS = describe(Study)
@@ -217,7 +234,9 @@ def read(path: Path) -> Study:
     if not isinstance(content, dict) or "study" not in content:
         raise ConfigError(f"{path}: no study.json of cvtune (the key 'study' is missing).")
     if content.get("format", 0) > FORMAT:
-        raise ConfigError(f"{path}: written by a newer cvtune (format {content['format']}, this one reads {FORMAT}). Update cvtune.")
+        raise ConfigError(
+            f"{path}: written by a newer cvtune (format {content['format']}, this one reads {FORMAT}). Update cvtune."
+        )
     return make(content["study"])
 
 

@@ -59,7 +59,7 @@ class Run:
         # the process once the batch size changes, as it does with the last batch of an epoch.
         fast = on_gpu or torch.get_num_threads() == 1
         self.layout = torch.channels_last if fast else torch.contiguous_format
-        self.model.module.to(self.device, memory_format=self.layout)
+        self.model.module.to(self.device).to(memory_format=self.layout)
         batches = max(1, -(-len(self.used) // recipe.data.batch_size))
         self.stepper = Stepper(self.model, resolve(recipe), max(1, -(-batches // recipe.optim.accumulate)))
         self.epoch = 0
@@ -95,7 +95,9 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Epoch]
     generator ends without a report of the epoch that it broke off.
     """
     model, stepper, device = run.model, run.stepper, run.device
-    counts = torch.bincount(torch.from_numpy(run.data.train.labels[run.used]), minlength=len(run.data.classes)).to(device)
+    counts = torch.bincount(torch.from_numpy(run.data.train.labels[run.used]), minlength=len(run.data.classes)).to(
+        device
+    )
     while run.epoch < run.recipe.max_epochs:
         started = time.perf_counter()
         now = resolve(run.recipe.at(run.epoch))
@@ -115,12 +117,14 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Epoch]
             if stop():
                 return
             labels = labels.to(device, non_blocking=True)
-            x, y_a, y_b, share = mix_batch(run.normalized(batch), labels, now.augment.mixup, now.augment.cutmix, generator)
+            x, y_a, y_b, share = mix_batch(
+                run.normalized(batch), labels, now.augment.mixup, now.augment.cutmix, generator
+            )
             with run.autocast:
                 logits = model.module(x)
                 loss = loss_of(logits, y_a, y_b, share)
             scaled = loss / now.optim.accumulate
-            (run.scaler.scale(scaled) if run.scaler else scaled).backward()
+            torch.autograd.backward(run.scaler.scale(scaled) if run.scaler else scaled)
             if number % now.optim.accumulate == 0 or images + len(labels) >= len(order) - 1:
                 norm_sum += stepper.step(run.scaler)
                 rates.append(stepper.lr)

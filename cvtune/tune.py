@@ -1,21 +1,18 @@
 """Where cvtune's descriptions become Ray Tune's objects, every call is put on record, and a record is replayed.
 
-`Ledger` writes the journal and knows the budget. `Proposer` hands out trials, `Referee` decides on their reports;
-both are what Ray Tune calls. A scheduler of Ray's own sits behind the Referee: its random state is set before each
-call from the study's seed and the call's number, so the same record always leads to the same decisions.
+`Proposer` hands out trials, `Referee` decides on their reports; both are what Ray Tune calls. A scheduler of Ray's own
+sits behind the Referee: its random state is set before each call from the study's seed and the call's number, so the
+same record always leads to the same decisions.
 """
 
 from __future__ import annotations
 
 import random
-import shutil
 import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
@@ -23,13 +20,12 @@ from ray.tune.stopper import Stopper
 
 from cvtune.epoch import METRICS
 from cvtune.errors import CvtuneError
-from cvtune.journal import History, Journal, TrialRecord
-from cvtune.recipe import Recipe
+from cvtune.journal import History, TrialRecord
+from cvtune.ledger import Ledger, sparse
 from cvtune.schedulers import ASHA
 from cvtune.study import Study
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
-KEEP_CHECKPOINTS_OF = 3  # finished trials whose weights stay on disk: the best ones
 
 
 def ray_scheduler(study: Study) -> TrialScheduler:
@@ -47,63 +43,7 @@ def ray_scheduler(study: Study) -> TrialScheduler:
     return FIFOScheduler()
 
 
-class Ledger:
-    """The study's record while it runs: journal, what it adds up to, and what is left of the budget.
-
-    `listen` is told every event after it is written; it must not raise.
-    """
-
-    def __init__(
-        self, study: Study, folder: Path, journal: Journal, history: History, gpus: float, listen: Callable[[dict[str, Any]], None]
-    ) -> None:
-        self.study, self.folder, self.history = study, folder, history
-        self._journal, self._gpus, self._listen = journal, gpus, listen
-        self._started = time.time()
-        self.next_index = 1 + max((r.index for r in history.trials.values()), default=-1)
-        self.calls = len(history.calls)
-
-    @property
-    def deadline(self) -> float | None:
-        """When `budget.time_s` is used up, in seconds since 1970."""
-        return None if self.study.budget.time_s is None else self._started + self.study.budget.time_s
-
-    def note(self, kind: str, event: dict[str, Any]) -> None:
-        full = self._journal.append(kind, event)
-        self.history.apply(full)
-        self._listen(full)
-
-    def end(self, trial: str, reason: str, message: str = "") -> None:
-        """Give a trial its one terminal reason, and free the disk of weights that nobody will ask for."""
-        if self.history.trials[trial].reason is None:
-            self.note("end", {"trial": trial, "reason": reason, "message": message})
-            self._tidy()
-
-    def spent(self) -> str | None:
-        """Which part of the budget is used up, in words; None while there is some left."""
-        budget, records = self.study.budget, self.history.trials.values()
-        if self.deadline is not None and time.time() >= self.deadline:
-            return f"budget.time_s = {budget.time_s:g}"
-        if budget.epochs is not None and sum(len(r.epochs) for r in records) >= budget.epochs:
-            return f"budget.epochs = {budget.epochs}"
-        if budget.gpu_hours is not None:
-            seconds = sum(e["seconds"] or 0.0 for r in records for e in r.epochs)
-            if seconds * self._gpus / 3600 >= budget.gpu_hours:
-                return f"budget.gpu_hours = {budget.gpu_hours:g}"
-        return None
-
-    def _tidy(self) -> None:
-        sign = 1 if self.study.better == "max" else -1
-        scores = {
-            r.trial: max((sign * e[self.study.objective] for e in r.epochs if e[self.study.objective] is not None), default=-np.inf)
-            for r in self.history.trials.values()
-            if r.reason is not None
-        }
-        for trial in sorted(scores, key=scores.__getitem__, reverse=True)[KEEP_CHECKPOINTS_OF:]:
-            for folder in (self.folder / "trials" / trial).glob("*/checkpoints"):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-class Referee(TrialScheduler):  # type: ignore[misc]
+class Referee(TrialScheduler):
     """Decides on every report: the study's own rules here, the scheduler's behind, each call and answer on record."""
 
     def __init__(self, inner: TrialScheduler, ledger: Ledger, added: set[str]) -> None:
@@ -135,25 +75,16 @@ class Referee(TrialScheduler):  # type: ignore[misc]
             ledger.note("segment", {"trial": name, "segment": record.segment + 1, "step": record.steps, **segment})
         if result["step"] <= record.steps:
             return str(CONTINUE)  # a lost process had reported it already
-        ledger.note("epoch", {"trial": name, "attempt": record.attempt, "segment": record.segment, **{m: result[m] for m in METRICS}})
+        ledger.note(
+            "epoch",
+            {"trial": name, "attempt": record.attempt, "segment": record.segment, **{m: result[m] for m in METRICS}},
+        )
         if not np.isfinite([result["train_loss"], result["val_loss"], result[ledger.study.objective]]).all():
             ledger.end(name, "diverged", f"train_loss = {result['train_loss']}, val_loss = {result['val_loss']}")
             return str(STOP)
         answer, why = self._ask("on_trial_result", tune_controller, trial, record.epochs[-1])
-        return str(STOP if self._is_over(record, answer, why) else answer)
-
-    def _is_over(self, record: TrialRecord, answer: str, why: str) -> bool:
-        """The rules that end a trial, in the order of their precedence."""
-        spent = self._ledger.spent()
-        if record.steps >= record.recipe.max_epochs:
-            self._ledger.end(record.trial, "completed")
-        elif answer == STOP:
-            self._ledger.end(record.trial, "stopped_scheduler", why)
-        elif _out_of_patience(record, self._ledger.study):
-            self._ledger.end(record.trial, "stopped_patience", f"patience = {record.recipe.patience}")
-        elif spent is not None:
-            self._ledger.end(record.trial, "stopped_budget", spent)
-        return record.reason is not None
+        over = ledger.close_trial(record, why if answer == STOP else None)
+        return str(STOP if over else answer)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         record = self._ledger.history.trials[trial.trial_id]
@@ -207,23 +138,31 @@ class Referee(TrialScheduler):  # type: ignore[misc]
         reseed(self._ledger.study, self._ledger.calls)
 
     def _record(
-        self, hook: str, trial: Trial, step: int, answer: str | None, action: str | None, why: str, statuses: dict[str, str] | None = None
+        self,
+        hook: str,
+        trial: Trial,
+        step: int,
+        answer: str | None,
+        action: str | None,
+        why: str,
+        statuses: dict[str, str] | None = None,
     ) -> None:
-        event = {"who": "scheduler", "call": self._ledger.calls, "hook": hook, "trial": trial.trial_id, "step": step}
-        self._ledger.note("call", {**event, "answer": answer, "action": action, "why": why, "statuses": statuses or {}})
-        self._ledger.calls += 1
+        event = {"hook": hook, "trial": trial.trial_id, "step": step, "answer": answer}
+        self._ledger.call("scheduler", {**event, "action": action, "why": why, "statuses": statuses or {}})
 
 
-class Proposer(SearchAlgorithm):  # type: ignore[misc]
+class Proposer(SearchAlgorithm):
     """Hands out trials: first those that an earlier term left unfinished, then new ones from the searcher."""
 
-    def __init__(self, ledger: Ledger, job: dict[str, Any], resources: dict[str, float], unfinished: list[Trial]) -> None:
+    def __init__(
+        self, ledger: Ledger, job: dict[str, Any], resources: dict[str, float], unfinished: list[Trial]
+    ) -> None:
         self._ledger, self._job, self._resources = ledger, job, resources
         self._unfinished = unfinished
         self._live: set[str] = set()
         self._experiment: Experiment | None = None
 
-    def add_configurations(self, experiments: list[Experiment]) -> None:
+    def add_configurations(self, experiments: Any) -> None:
         self._experiment = experiments[0]
 
     @property
@@ -240,18 +179,8 @@ class Proposer(SearchAlgorithm):  # type: ignore[misc]
         if ledger.next_index >= study.budget.trials or ledger.spent() is not None:
             self.set_finished()
             return None
-        index = ledger.next_index
-        name = trial_name(index)
-        values = study.searcher.suggest(study.space, study.recipe.seed, index)
-        ledger.note(
-            "call",
-            {"who": "searcher", "call": ledger.calls, "hook": "suggest", "trial": name, "step": 0, "answer": values, "action": None, "why": "", "statuses": {}},
-        )
-        ledger.calls += 1
-        recipe = study.trial(index, values)
-        ledger.note("trial", {"trial": name, "index": index, "values": values, "recipe": _sparse(recipe)})
-        ledger.next_index += 1
-        return self._trial(ledger.history.trials[name])
+        values = study.searcher.suggest(study.space, study.recipe.seed, ledger.next_index)
+        return self._trial(ledger.propose(values))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._live.discard(trial_id)
@@ -261,16 +190,16 @@ class Proposer(SearchAlgorithm):  # type: ignore[misc]
         self._live.add(record.trial)
         return Trial(
             self._experiment.run_identifier,
-            config={**self._job, "trial": record.trial, "recipe": _sparse(record.recipe), "known_step": record.steps},
+            config={**self._job, "trial": record.trial, "recipe": sparse(record.recipe), "known_step": record.steps},
             trial_id=record.trial,
             storage=self._experiment.storage,
-            placement_group_factory=dict(self._resources),
+            placement_group_factory=PlacementGroupFactory([self._resources]),
             max_failures=self._ledger.study.resources.retries,
             trial_dirname_creator=lambda trial: trial.trial_id,
         )
 
 
-class EndOfStudy(Stopper):  # type: ignore[misc]
+class EndOfStudy(Stopper):
     """Ends Ray Tune's loop once `asked` is set."""
 
     def __init__(self, asked: threading.Event) -> None:
@@ -286,13 +215,11 @@ class EndOfStudy(Stopper):  # type: ignore[misc]
         return {}  # Tune pickles it into a state file that nobody reads
 
 
-def trial_name(index: int) -> str:
-    return f"{index:05d}"
-
-
 def call(inner: TrialScheduler, hook: str, controller: Any, trial: Trial, epoch: dict[str, Any] | None) -> str | None:
     """One call of a scheduler's hook, live or in replay."""
-    answer: str | None = getattr(inner, hook)(*((controller, trial) if epoch is None else (controller, trial, dict(epoch))))
+    answer: str | None = getattr(inner, hook)(
+        *((controller, trial) if epoch is None else (controller, trial, dict(epoch)))
+    )
     return answer
 
 
@@ -322,18 +249,14 @@ def replay(study: Study, history: History, inner: TrialScheduler) -> list[Trial]
         answer = call(inner, event["hook"], None, stubs[event["trial"]], epoch)
         if answer != event["answer"]:
             raise CvtuneError(
-                f"replaying the journal, {event['hook']} of trial {event['trial']} at step {event['step']} answers {answer!r} "
-                f"where it had answered {event['answer']!r}: the scheduler's code has changed. Resume with the versions "
-                "in study.json, or start anew under another --name."
+                f"replaying the journal, {event['hook']} of trial {event['trial']} at step {event['step']} answers "
+                f"{answer!r} where it had answered {event['answer']!r}: the scheduler's code has changed. "
+                "Resume with the versions in study.json, or start anew under another --name."
             )
     return [stubs[name] for name, record in history.trials.items() if record.reason is None]
 
 
-def _sparse(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude_defaults=True)
-
-
-def _rung(inner: TrialScheduler, trial: Trial, epoch: dict[str, Any] | None) -> tuple[str, bool]:
+def _rung(inner: Any, trial: Trial, epoch: dict[str, Any] | None) -> tuple[str, bool]:
     """What ASHA is about to compare, in words, and whether this report stands at a rung."""
     bracket = getattr(inner, "_trial_info", {}).get(trial.trial_id)
     if bracket is None or epoch is None or epoch["step"] >= inner._max_t:
@@ -346,11 +269,3 @@ def _rung(inner: TrialScheduler, trial: Trial, epoch: dict[str, Any] | None) -> 
             bar = "no other trial to compare with" if cutoff is None else f"cutoff {sign * cutoff:.4g}"
             return f"rung {milestone:g}: {inner._metric} = {epoch[inner._metric]:.4g}, {bar}", True
     return "", False
-
-
-def _out_of_patience(record: TrialRecord, study: Study) -> bool:
-    patience, sign = record.recipe.patience, 1 if study.better == "max" else -1
-    if patience is None or len(record.epochs) <= patience:
-        return False
-    scores = [sign * e[study.objective] for e in record.epochs]
-    return max(scores[:-patience]) >= max(scores[-patience:])

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; leases have one owner; the journal survives a torn end; checkpoints prove themselves."""
+"""Files appear whole; leases have one owner; the journal survives a torn end; checkpoints prove themselves."""
 
 import json
 import multiprocessing
@@ -61,7 +61,12 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> No
 
 
 def test_a_dead_or_silent_owner_does_not_hold_the_study(tmp_path: Path) -> None:
-    alive = {"host": lease.socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time(), "heartbeat": 0.0}
+    alive = {
+        "host": lease.socket.gethostname(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "heartbeat": 0.0,
+    }
     assert lease.is_alive(alive)
     assert not lease.is_alive({**alive, "started": 1.0})  # the number belongs to another process by now
     assert not lease.is_alive({**alive, "released": True})
@@ -78,7 +83,9 @@ def _study_with(tmp_path: Path, events: int) -> Path:
     journal.append("open", {"term": 1})
     journal.append("trial", {"trial": "00000", "index": 0, "values": {"optim.lr": 0.1}, "recipe": {}})
     for step in range(1, events + 1):
-        journal.append("epoch", {"trial": "00000", "step": step, "val_accuracy": float("nan") if step == 2 else step / 10})
+        journal.append(
+            "epoch", {"trial": "00000", "step": step, "val_accuracy": float("nan") if step == 2 else step / 10}
+        )
     journal.close()
     return tmp_path
 
@@ -128,7 +135,11 @@ def test_terms_follow_one_another(tmp_path: Path) -> None:
 
 # --- checkpoint
 
-STATE = {"epoch": 3, "model": {"w": torch.arange(6.0).view(2, 3).t()}, "optimizer": {"state": {0: {"step": torch.tensor(4.0)}}, "groups": [{"lr": 0.1, "params": [0]}]}}
+STATE = {
+    "epoch": 3,
+    "model": {"w": torch.arange(6.0).view(2, 3).t()},
+    "optimizer": {"state": {0: {"step": torch.tensor(4.0)}}, "groups": [{"lr": 0.1, "params": [0]}]},
+}
 
 
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:

@@ -12,11 +12,15 @@ CONDITIONAL = space(
 )
 
 
-@pytest.mark.parametrize("domain", [Uniform(0.2, 0.6), LogUniform(1e-4, 1e-1), IntUniform(2, 5), Choice("a", "b", None)])
+@pytest.mark.parametrize(
+    "domain", [Uniform(0.2, 0.6), LogUniform(1e-4, 1e-1), IntUniform(2, 5), Choice("a", "b", None)]
+)
 def test_a_domain_covers_both_ends_and_nothing_else(domain) -> None:
     values = [domain.at(u) for u in np.linspace(0, 1, 1001)]
     edges = domain.edges()
-    assert values[0] == pytest.approx(edges[0]) and values[-1] == (pytest.approx(edges[-1]) if edges[-1] is not None else None)
+    assert values[0] == pytest.approx(edges[0]) and values[-1] == (
+        pytest.approx(edges[-1]) if edges[-1] is not None else None
+    )
     if not isinstance(domain, Choice):
         assert min(values) >= edges[0] and max(values) <= edges[1]
 
@@ -52,7 +56,10 @@ def test_a_condition_does_not_shift_the_other_draws() -> None:
         (lambda: space({"optim.name": Choice("sgd", "adamx")}), "optim.name = 'adamx'"),
         (lambda: space({"max_epochs": IntUniform(1, 9)}), "cannot be searched"),
         (lambda: space({"regularize.strength": Uniform(0, 1), "regularize.l1": Uniform(0, 1)}), "knobs_win"),
-        (lambda: space({"optim.lr": LogUniform(0.1, 1)}, {"optim.lr": When("optim.name", "sgd")}), "needs 'optim.name'"),
+        (
+            lambda: space({"optim.lr": LogUniform(0.1, 1)}, {"optim.lr": When("optim.name", "sgd")}),
+            "needs 'optim.name'",
+        ),
         (
             lambda: space(
                 {"optim.name": Choice("sgd", "adam"), "optim.momentum": Uniform(0, 0.9)},

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from cvtune.errors import ConfigError
+from cvtune.recipe import FIELDS
 from cvtune.schedulers import ASHA, FIFO
 from cvtune.space import Choice, space
 from cvtune.study import SETTINGS, SWEET_SPOT, Study, for_data, load, make, parse_assignment
-from cvtune.recipe import FIELDS
 
 DIGITS = for_data("digits")
 
@@ -55,7 +55,16 @@ def test_wrong_settings_say_what_is_valid(values: dict, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("a=1e-4", 1e-4), ("a=true", True), ("a=null", None), ("a=None", None), ("a=sgd", "sgd"), ("a=x=y", "x=y"), ('a="1"', "1"), ("a=[1,2]", [1, 2])],
+    [
+        ("a=1e-4", 1e-4),
+        ("a=true", True),
+        ("a=null", None),
+        ("a=None", None),
+        ("a=sgd", "sgd"),
+        ("a=x=y", "x=y"),
+        ('a="1"', "1"),
+        ("a=[1,2]", [1, 2]),
+    ],
 )
 def test_assignments_from_the_command_line(text: str, value: object) -> None:
     assert parse_assignment(text) == ("a", value)
@@ -100,7 +109,10 @@ def test_a_folder_becomes_the_built_in_study(photo_folder: Path) -> None:
         ("def study():\n    return 1 / 0\n", "ZeroDivisionError"),
         ("import no_such_module_xyz\n", "no_such_module_xyz"),
         ("from cvtune import *\ndef study():\n    return Study(nmae='x')\n", "nmae"),
-        ("from cvtune import *\ndef study():\n    return Study(space=space({'optim.lr': Uniform(1, 0)}))\n", "upside down"),
+        (
+            "from cvtune import *\ndef study():\n    return Study(space=space({'optim.lr': Uniform(1, 0)}))\n",
+            "upside down",
+        ),
     ],
 )
 def test_a_workflow_that_cannot_be_read_says_why(tmp_path: Path, text: str, said: str) -> None:

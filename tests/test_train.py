@@ -16,7 +16,14 @@ from cvtune.study import Source
 from cvtune.train import Run, train
 
 SMALL = Recipe().replace(
-    {"data.image_size": 16, "model.width": 4, "max_epochs": 4, "augment.flip": "none", "data.train_fraction": 0.3, "optim.lr": 1e-2}
+    {
+        "data.image_size": 16,
+        "model.width": 4,
+        "max_epochs": 4,
+        "augment.flip": "none",
+        "data.train_fraction": 0.3,
+        "optim.lr": 1e-2,
+    }
 )
 TIMES = ("seconds", "images_per_second", "data_wait", "peak_memory")
 
@@ -37,7 +44,11 @@ def test_it_learns_and_every_number_is_sane(digits: Dataset) -> None:
     assert [e.step for e in epochs] == [e.epoch for e in epochs] == [1, 2, 3, 4, 5]
     last = epochs[-1].numbers()
     assert set(last) == set(METRICS) and all(math.isfinite(v) for v in last.values())
-    assert all(0 <= last[n] <= 1 for n in last if "accuracy" in n or n in ("val_ece", "val_macro_f1", "data_wait", "zero_weights"))
+    assert all(
+        0 <= last[n] <= 1
+        for n in last
+        if "accuracy" in n or n in ("val_ece", "val_macro_f1", "data_wait", "zero_weights")
+    )
     assert last["grad_norm"] > 0 and last["images_per_second"] > 0 and last["peak_memory"] > 0
     assert epochs[0].lr > 0 and epochs[-1].lr < epochs[1].lr  # warm-up, then cosine
 
@@ -46,7 +57,13 @@ VARIANTS = {
     "adamw": {},
     "sgd, ema, clipped": {"optim.name": "sgd", "optim.ema": 0.9, "optim.clip_norm": 1.0},
     "mixed, accumulated": {"augment.mixup": 0.4, "augment.cutmix": 1.0, "optim.accumulate": 3, "data.batch_size": 20},
-    "penalized, oversampled": {"regularize.l1": 1e-3, "regularize.l2": 1e-3, "data.oversample": 0.5, "optim.name": "rmsprop", "optim.lr": 1e-3},
+    "penalized, oversampled": {
+        "regularize.l1": 1e-3,
+        "regularize.l2": 1e-3,
+        "data.oversample": 0.5,
+        "optim.name": "rmsprop",
+        "optim.lr": 1e-3,
+    },
     "frozen, changed": {"model.freeze_epochs": 1, "changes": [[2, {"augment.strength": 0.9, "optim.lr": 1e-3}]]},
 }
 
@@ -85,7 +102,11 @@ def test_seeds_decide(digits: Dataset) -> None:
 
 def test_changes_reach_the_effective_numbers(digits: Dataset) -> None:
     recipe = SMALL.replace(
-        {"optim.schedule": "constant", "optim.warmup_epochs": 0, "changes": [[2, {"optim.lr": 5e-3, "regularize.weight_decay": 0.7}]]}
+        {
+            "optim.schedule": "constant",
+            "optim.warmup_epochs": 0,
+            "changes": [[2, {"optim.lr": 5e-3, "regularize.weight_decay": 0.7}]],
+        }
     )
     epochs = list(train(Run(recipe, digits)))
     assert [round(e.lr, 6) for e in epochs] == [0.01, 0.01, 0.005, 0.005]
@@ -124,5 +145,8 @@ def test_the_test_part_is_never_read(digits: Dataset) -> None:
 
 
 def test_l1_makes_weights_exactly_zero_and_the_share_is_reported(digits: Dataset) -> None:
-    shares = [next(train(Run(SMALL.replace({"max_epochs": 1, "regularize.l1": l1}), digits))).zero_weights for l1 in (0.0, 0.3)]
+    shares = [
+        next(train(Run(SMALL.replace({"max_epochs": 1, "regularize.l1": l1}), digits))).zero_weights
+        for l1 in (0.0, 0.3)
+    ]
     assert shares[0] == 0.0 and shares[1] > 0.01

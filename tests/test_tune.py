@@ -9,8 +9,9 @@ import pytest
 from cvtune.epoch import METRICS
 from cvtune.errors import CvtuneError
 from cvtune.journal import History, Journal, load
+from cvtune.ledger import Ledger, trial_name
 from cvtune.study import Study, for_data
-from cvtune.tune import STOP, Ledger, Referee, ray_scheduler, replay, trial_name
+from cvtune.tune import STOP, Referee, ray_scheduler, replay
 
 STUDY = for_data("digits").set({"max_epochs": 9, "budget.trials": 27})
 
@@ -41,7 +42,16 @@ class StubController:
 
 def report(step: int, score: float, **more: Any) -> dict[str, Any]:
     numbers = {name: float(step) for name in METRICS}
-    return {**numbers, "step": step, "epoch": step, "val_accuracy": score, "attempt": 1, "node": "here", "pid": 1, **more}
+    return {
+        **numbers,
+        "step": step,
+        "epoch": step,
+        "val_accuracy": score,
+        "attempt": 1,
+        "node": "here",
+        "pid": 1,
+        **more,
+    }
 
 
 class Drive:
@@ -61,7 +71,15 @@ class Drive:
     def add(self, index: int) -> StubTrial:
         trial = StubTrial(trial_name(index))
         values = self.study.searcher.suggest(self.study.space, 0, index)
-        self.ledger.note("trial", {"trial": trial.trial_id, "index": index, "values": values, "recipe": self.study.trial(index, values).model_dump(mode="json")})
+        self.ledger.note(
+            "trial",
+            {
+                "trial": trial.trial_id,
+                "index": index,
+                "values": values,
+                "recipe": self.study.trial(index, values).model_dump(mode="json"),
+            },
+        )
         self.controller.trials.append(trial)
         self.referee.on_trial_add(self.controller, trial)
         return trial
@@ -186,7 +204,9 @@ def test_a_trials_own_error_ends_it_and_a_lost_process_does_not(tmp_path: Path) 
 def test_patience_and_budgets_end_trials_with_their_own_reasons(tmp_path: Path) -> None:
     patient = Drive(tmp_path / "a", STUDY.set({"scheduler.name": "fifo", "patience": 2}))
     trial = patient.add(0)
-    assert [patient.report(trial, s, v) for s, v in ((1, 0.5), (2, 0.6), (3, 0.6), (4, 0.55))] == ["CONTINUE"] * 3 + [STOP]
+    assert [patient.report(trial, s, v) for s, v in ((1, 0.5), (2, 0.6), (3, 0.6), (4, 0.55))] == ["CONTINUE"] * 3 + [
+        STOP
+    ]
     assert patient.history.trials["00000"].reason == "stopped_patience"
     spent = Drive(tmp_path / "b", STUDY.set({"budget.epochs": 2}))
     trial = spent.add(0)

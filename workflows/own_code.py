@@ -13,7 +13,9 @@ def study() -> Study:
     return Study(
         name="own_code",
         data=Source(source="python:own_functions:images"),
-        recipe=Recipe().replace({"data.image_size": 16, "augment.policy": "python:own_functions:transform", "max_epochs": 4}),
+        recipe=Recipe().replace(
+            {"data.image_size": 16, "augment.policy": "python:own_functions:transform", "max_epochs": 4}
+        ),
         space=space(
             {
                 "augment.strength": Uniform(0, 1),

@@ -30,7 +30,9 @@ def images() -> dict[str, Any]:
 
 def transform(strength: float, image_size: int) -> A.Compose:
     """Any albumentations pipeline; cvtune seeds it, and normalizes on the device."""
-    return A.Compose([A.RandomBrightnessContrast(p=strength), A.GaussNoise(p=strength), A.Resize(image_size, image_size)])
+    return A.Compose(
+        [A.RandomBrightnessContrast(p=strength), A.GaussNoise(p=strength), A.Resize(image_size, image_size)]
+    )
 
 
 def loss(logits: torch.Tensor, target: torch.Tensor, recipe: Recipe) -> torch.Tensor:

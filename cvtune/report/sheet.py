@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from cvtune.augment import FAMILIES, MAPPING_VERSION, Pipeline
+from cvtune.data import cache_folder, open_dataset
 from cvtune.errors import ConfigError
 from cvtune.recipe import Augment
+from cvtune.study import Study
 
 MIN_CELL = 96
 MAX_LABEL = 240
@@ -99,3 +102,23 @@ def _shorten(label: str, font: Font) -> str:
     if font.getlength(label) <= MAX_LABEL:
         return label
     return next(cut for n in range(len(label), -1, -1) if font.getlength(cut := f"{label[:n]}...") <= MAX_LABEL)
+
+
+def draw_preview(study: Study, rows: int, columns: int, seed: int, cache: Path | None) -> Image.Image:
+    """The contact sheet of a study's own training images: `rows` of them spread over the classes, strengths 0 to 1.
+
+    Raises:
+        DataError, ConfigError: the images cannot be read, or the policy cannot be built.
+    """
+    data, settings = open_dataset(study.data, study.recipe.data, cache_folder(cache), None, 1), study.recipe.data
+    order = np.argsort(data.train.labels, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(rows, len(order))).astype(int)]
+    return contact_sheet(
+        [np.asarray(data.train.images[int(i)]) for i in chosen],
+        [data.classes[data.train.labels[i]] for i in chosen],
+        study.recipe.augment,
+        settings.image_size,
+        settings.fit,
+        [round(s, 3) for s in np.linspace(0, 1, columns).tolist()],
+        seed,
+    )

@@ -1,0 +1,115 @@
+"""The folder of a study: whether it is free for a run, where the study comes from, what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cvtune import __version__
+from cvtune.durable import read_json, write_whole
+from cvtune.errors import ConfigError
+from cvtune.journal import History, load
+from cvtune.preflight import Prepared
+from cvtune.study import Study, read
+
+PACKAGES = (
+    "ray",
+    "torch",
+    "torchvision",
+    "albumentations",
+    "numpy",
+    "opencv-python-headless",
+    "pyarrow",
+    "scikit-learn",
+)
+
+
+def check_folder(study: Study, folder: Path, resume: str) -> History:
+    """Check that `folder` is free for this study or holds the same one. Returns what was done so far; changes nothing."""
+    existing = (folder / "study.json").exists()
+    if existing and resume == "never":
+        raise ConfigError(
+            f"study {study.name!r} exists in {folder.parent}, and --resume never was given. Choose another --name."
+        )
+    if not existing and resume == "must":
+        raise ConfigError(f"there is no study {study.name!r} in {folder.parent} to resume. Check --name and --storage.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent) as probe:
+            probe.write(b"cvtune")
+    except OSError as error:
+        raise ConfigError(
+            f"--storage {str(folder.parent)!r} cannot be written ({error.strerror}). Give a folder that can be."
+        ) from None
+    if not existing:
+        return History()
+    if changes := difference(read(folder / "study.json").definition(), study.definition()):
+        raise ConfigError(
+            f"study {study.name!r} in {folder.parent} was defined otherwise:\n  "
+            + "\n  ".join(changes)
+            + "\nResume it with the same definition (budget.* and resources.* may change), or choose another --name."
+        )
+    return load(folder)
+
+
+def difference(old: Any, new: Any, path: str = "") -> list[str]:
+    """The values in which two plain JSON trees differ, one line each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = [
+            difference(old.get(k), new.get(k), f"{path}.{k}" if path else k) for k in sorted(old.keys() | new.keys())
+        ]
+        return [line for group in lines for line in group]
+    return [] if old == new else [f"{path.removeprefix('recipe.')}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+def check_unchanged(folder: Path, prepared: Prepared) -> None:
+    """A resumed study must see the images and the user code that it began with."""
+    before = (read_json(folder / "study.json") or {}).get("provenance", {})
+    for what, key, now in (
+        ("the images", "data_fingerprint", prepared.fingerprint),
+        ("user code", "code", prepared.code),
+    ):
+        if before and before.get(key) != now:
+            raise ConfigError(
+                f"study {str(folder)!r} cannot be resumed: {what} changed since it began ({before.get(key)} -> {now}). "
+                "Restore what it had, or start anew under another --name."
+            )
+
+
+def provenance(prepared: Prepared, nodes: list[dict[str, float]]) -> dict[str, Any]:
+    """What one needs to know to repeat a study: versions, commit, data fingerprint, user code, hardware."""
+    versions = {"cvtune": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "created": time.time(),
+        "command": sys.argv,
+        "git_commit": commit or None,
+        "versions": versions,
+        "data_fingerprint": prepared.fingerprint,
+        "classes": prepared.classes,
+        "images": prepared.images,
+        "corrupt": prepared.corrupt,
+        "code": prepared.code,
+        **prepared.mappings,
+        "nodes": [{k: node[k] for k in ("CPU", "GPU", "memory") if k in node} for node in nodes],
+    }
+
+
+def write_best(study: Study, folder: Path, history: History) -> None:
+    """`best/recipe.json` and `best/metrics.json`: the recipe with the best objective, and the epoch that had it."""
+    best = history.best(study.objective, study.better)
+    if best is not None:
+        record, epoch = best
+        write_whole(folder / "best" / "recipe.json", json.dumps(record.recipe.model_dump(mode="json"), indent=2))
+        write_whole(folder / "best" / "metrics.json", json.dumps({"format": 1, **epoch}, indent=2))
