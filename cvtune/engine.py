@@ -48,6 +48,7 @@ from cvtune.tune import STOP, EndOfStudy, Proposer, Referee, ray_scheduler, repl
 
 Listener = Callable[[dict[str, Any], History], None]
 TABLES_S = 30.0
+EARLY_S = 1.5
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ def run_study(
         setting = Setting(study, folder, cache, roots)
         check = preflight.start(study, cache, roots)
         try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if check.wait(EARLY_S):
+                    preflight.finish(check)  # what is wrong at first sight should not wait for Ray
             with cluster():
                 prepared = _finish(check, caught)
                 for notice in prepared.notices:

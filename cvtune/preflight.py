@@ -81,7 +81,6 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         DataError: the images cannot be used.
         ConfigError: an end of a domain or a choice cannot be built.
     """
-    from cvtune import augment, regularize
     from cvtune.data import cache_folder, open_dataset
     from cvtune.usercode import source_hash
 
@@ -94,6 +93,8 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
             _try(recipe, data)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}" if name else str(error)) from None
+    from cvtune import augment, regularize  # late: a folder without images should not wait for torch
+
     return Prepared(
         classes=data.classes,
         images={part: len(getattr(data, part).labels) for part in ("train", "val", "test")},
@@ -147,7 +148,8 @@ def main() -> None:
     try:
         answer = asdict(prepare(make(job["study"]), job["cache"] and Path(job["cache"])))
     except CvtuneError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        sys.exit(error.exit_code)
     print(json.dumps(answer))
 
 

@@ -1,0 +1,285 @@
+"""The engine with real Ray and real processes: what bad input gets, and what happens when things die."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from cvtune.journal import load
+
+QUICK = ["--set", "max_epochs=3", "--set", "data.image_size=16", "--set", "model.width=4", "--set", "augment.flip=none"]
+
+
+def command(*arguments: str, tmp: Path) -> list[str]:
+    places = ["--storage", str(tmp / "studies"), "--cache", str(tmp / "cache")]
+    return [sys.executable, "-m", "cvtune.cli", *arguments, *places]
+
+
+def cvtune(*arguments: str, tmp: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments, tmp=tmp), capture_output=True, text=True, check=False, timeout=300, cwd=cwd or tmp
+    )
+
+
+def epochs_are_exactly_those_of_the_trials(study: Path) -> None:
+    """No (trial, step) twice, none missing, as many as the trials say."""
+    epochs = pq.read_table(study / "tables" / "epochs.parquet", columns=["trial", "step"]).to_pylist()
+    keys = [(row["trial"], row["step"]) for row in epochs]
+    assert len(set(keys)) == len(keys)
+    trials = pq.read_table(study / "tables" / "trials.parquet", columns=["trial", "epochs", "reason"]).to_pylist()
+    assert sorted(keys) == sorted((t["trial"], s) for t in trials for s in range(1, t["epochs"] + 1))
+    assert all(t["reason"] for t in trials)
+
+
+# --- bad input: one paragraph, exit code, nothing left behind
+
+
+def make_folder(root: Path, **classes: int) -> Path:
+    from PIL import Image
+
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (20, 20), (i * 9 % 256, 40, 200)).save(root / name / f"{i}.png")
+    return root
+
+
+def corrupt(folder: Path) -> Path:
+    for file in sorted((folder / "cat").iterdir())[:5]:
+        file.write_bytes(file.read_bytes()[:40])
+    return folder
+
+
+BAD_INPUT: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
+    "missing folder": (lambda t: [str(t / "photos")], 2, "neither a workflow"),
+    "missing workflow": (lambda t: [str(t / "flow.py")], 2, "does not exist"),
+    "empty folder": (lambda t: [str(make_folder(t / "d"))] if (t / "d").mkdir() is None else [], 3, "class"),
+    "one class": (lambda t: [str(make_folder(t / "d", cat=9))], 3, "only the class 'cat'"),
+    "empty class": (lambda t: [str(make_folder(t / "d", cat=9, dog=0))], 3, "dog"),
+    "corrupt images": (lambda t: [str(corrupt(make_folder(t / "d", cat=9, dog=9)))], 3, "data.max_corrupt"),
+    "unknown model": (lambda t: ["digits", "--set", "model.name=torchvision:resnet81"], 2, "resnet18"),
+    "unknown field": (lambda t: ["digits", "--set", "augment.strenght=1"], 2, "Did you mean 'augment.strength'"),
+    "no value": (lambda t: ["digits", "--set", "augment.strength"], 2, "path=value"),
+    "user function": (lambda t: ["digits", "--set", "loss.name=python:nowhere:loss"], 2, "nowhere"),
+    "unwritable storage": (lambda t: ["digits", "--storage", "/proc/nowhere"], 2, "--storage"),
+    "too many cores": (lambda t: ["digits", "--set", "resources.cpu=999"], 4, "resources.cpu"),
+    "must resume": (lambda t: ["digits", "--resume", "must"], 2, "no study 'digits'"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_paragraph_an_exit_code_and_leaves_nothing(tmp_path: Path, case: str) -> None:
+    arguments, code, said = BAD_INPUT[case]
+    target = arguments(tmp_path)
+    storage = [] if "--storage" in target else ["--storage", str(tmp_path / "studies")]
+    line = [sys.executable, "-m", "cvtune.cli", "run", *target, *storage, "--cache", str(tmp_path / "cache")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and done.stderr.startswith("error: ") and done.stderr.strip().count("\n") == 0
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list((tmp_path / "studies").glob("*")) if (tmp_path / "studies").exists() else True
+
+
+# --- the life of a study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a study on the photo of digits that ran to its end: 5 trials, 3 epochs at most."""
+    tmp = tmp_path_factory.mktemp("finished")
+    done = cvtune("run", "digits", *QUICK, "--set", "budget.trials=5", tmp=tmp)
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("best", "recipe", "saved", "tables", "val_accuracy"))
+    return tmp
+
+
+@pytest.mark.slow
+def test_a_finished_study_is_complete_in_itself(finished: Path) -> None:
+    study = finished / "studies" / "digits"
+    epochs_are_exactly_those_of_the_trials(study)
+    present = {path.name for path in study.iterdir()}
+    assert present == {"study.json", "journal", "lease.json", "trials", "tables", "best"}
+    recipe = json.loads((study / "best" / "recipe.json").read_text())
+    assert recipe["optim"]["lr"] > 0
+    provenance = json.loads((study / "study.json").read_text())["provenance"]
+    assert provenance["data_fingerprint"] and provenance["versions"]["ray"] and provenance["images"]["train"] > 1000
+
+
+@pytest.mark.slow
+def test_the_same_command_again_says_complete_and_another_definition_is_refused(finished: Path) -> None:
+    again = cvtune("run", "digits", *QUICK, "--set", "budget.trials=5", tmp=finished)
+    assert again.returncode == 0 and "complete; nothing to do" in " ".join(again.stdout.split())
+    other = cvtune("run", "digits", *QUICK, "--set", "budget.trials=5", "--set", "data.batch_size=32", tmp=finished)
+    assert other.returncode == 2 and "data.batch_size: 64 -> 32" in other.stderr and "--name" in other.stderr
+    never = cvtune("run", "digits", *QUICK, "--resume", "never", tmp=finished)
+    assert never.returncode == 2 and "--resume never" in never.stderr
+
+
+@pytest.mark.slow
+def test_a_larger_budget_takes_a_complete_study_further(finished: Path) -> None:
+    more = cvtune("run", "digits", *QUICK, "--set", "budget.trials=7", tmp=finished)
+    assert more.returncode == 0, more.stderr
+    study = finished / "studies" / "digits"
+    epochs_are_exactly_those_of_the_trials(study)
+    assert pq.read_metadata(study / "tables" / "trials.parquet").num_rows == 7
+    assert len(list((study / "journal").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_list_status_logs_and_export_show_the_study(finished: Path) -> None:
+    listed = cvtune("list", tmp=finished)  # --cache is no option of list
+    assert listed.returncode == 2
+    places = ["--storage", str(finished / "studies")]
+
+    def show(*arguments: str) -> str:
+        line = [sys.executable, "-m", "cvtune.cli", *arguments, *places]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=finished)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "digits" in show("list") and "complete" in show("list")
+    assert "completed" in show("status", "digits")
+    assert "trial 00000 epoch 1/3" in show("logs", "digits")
+    assert "epoch 1: train_loss" in show("logs", "digits", "0")
+    assert "epochs.parquet" in show("export", "digits", "--to", str(finished / "out"))
+    assert "not running" in show("stop", "digits")
+
+
+def start(*arguments: str, tmp: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("run", "digits", *QUICK, *arguments, tmp=tmp),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp,
+    )
+
+
+def wait_for_epochs(tmp: Path, count: int) -> None:
+    """Until the journal holds that many epochs."""
+    study, until = tmp / "studies" / "digits", time.monotonic() + 120
+    while time.monotonic() < until:
+        if (study / "journal").exists() and sum(len(r.epochs) for r in load(study).trials.values()) >= count:
+            return
+        time.sleep(0.1)
+    raise AssertionError("no epochs within two minutes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGKILL, -9), (None, 75)]
+)
+def test_an_ended_driver_is_taken_up_again_and_decides_the_same(
+    tmp_path: Path, number: signal.Signals | None, code: int
+) -> None:
+    budget = ["--set", "budget.trials=6", "--set", "resources.max_concurrent=1"]  # one at a time: one order of reports
+    driver = start(*budget, tmp=tmp_path)
+    wait_for_epochs(tmp_path, 4)
+    if number is None:
+        line = [sys.executable, "-m", "cvtune.cli", "stop", "digits", "--storage", str(tmp_path / "studies")]
+        assert subprocess.run(line, check=False, cwd=tmp_path).returncode == 0
+    else:
+        driver.send_signal(number)
+    driver.communicate(timeout=60)
+    assert driver.returncode == code
+    resumed = cvtune("run", "digits", *QUICK, *budget, tmp=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    study = tmp_path / "studies" / "digits"
+    epochs_are_exactly_those_of_the_trials(study)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert cvtune("run", "digits", *QUICK, *budget, tmp=whole).returncode == 0
+    columns = ["trial", "step", "train_loss", "val_loss", "val_accuracy"]
+    tables = [
+        pq.read_table(s / "tables" / "epochs.parquet", columns=columns) for s in (study, whole / "studies" / "digits")
+    ]
+    assert (
+        tables[0]
+        .sort_by([("trial", "ascending"), ("step", "ascending")])
+        .equals(tables[1].sort_by([("trial", "ascending"), ("step", "ascending")]))
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_retried_from_its_checkpoint_and_two_drivers_exclude_each_other(tmp_path: Path) -> None:
+    driver = start("--set", "budget.trials=2", "--set", "max_epochs=40", "--set", "scheduler.name=fifo", tmp=tmp_path)
+    wait_for_epochs(tmp_path, 6)
+    second = cvtune(
+        "run",
+        "digits",
+        *QUICK,
+        "--set",
+        "budget.trials=2",
+        "--set",
+        "max_epochs=40",
+        "--set",
+        "scheduler.name=fifo",
+        tmp=tmp_path,
+    )
+    assert second.returncode == 5 and "cvtune stop" in second.stderr, second.stderr
+    study = tmp_path / "studies" / "digits"
+    events = [
+        json.loads(line) for path in (study / "journal").glob("*.jsonl") for line in path.read_text().splitlines()
+    ]
+    victim = next(e["pid"] for e in events if e["kind"] == "segment")
+    assert any("ray::" in part for part in psutil.Process(victim).cmdline())
+    os.kill(victim, signal.SIGKILL)
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, output
+    epochs_are_exactly_those_of_the_trials(study)
+    trials = pq.read_table(study / "tables" / "trials.parquet").to_pylist()
+    assert {t["reason"] for t in trials} == {"completed"} and max(t["attempts"] for t in trials) == 2
+    assert "retry" in pq.read_table(study / "tables" / "decisions.parquet")["action"].to_pylist()
+
+
+FAILING = '''
+import torch
+
+calls = 0
+
+
+def loss(logits, target, recipe):
+    """Fails for half of the learning rates, and only after the check before the first trial."""
+    global calls
+    calls += 1
+    if calls > 30 and recipe.optim.lr > 5e-3:
+        raise ValueError("a bug of the user")
+    return torch.nn.functional.cross_entropy(logits, target, reduction="none")
+'''
+
+
+@pytest.mark.slow
+def test_a_trials_own_error_ends_that_trial_with_its_reason_and_no_retry(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    done = cvtune(
+        "run", "digits", *QUICK, "--set", "budget.trials=6", "--set", "loss.name=python:failing:loss", tmp=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    trials = pq.read_table(tmp_path / "studies" / "digits" / "tables" / "trials.parquet").to_pylist()
+    failed = [t for t in trials if t["reason"] == "code_error"]
+    assert 0 < len(failed) < 6 and all(t["optim.lr"] > 5e-3 for t in failed)
+    assert all("a bug of the user" in t["message"] and "failing.py, line" in t["message"] for t in failed)
+    assert all(t["attempts"] <= 1 for t in failed)
+    assert "code_error" in done.stdout
+    (tmp_path / "failing.py").write_text(FAILING.replace("5e-3", "6e-3"))
+    changed = cvtune(
+        "run", "digits", *QUICK, "--set", "budget.trials=9", "--set", "loss.name=python:failing:loss", tmp=tmp_path
+    )
+    assert changed.returncode == 2 and "user code changed" in changed.stderr
+
+
+@pytest.mark.slow
+def test_a_time_budget_ends_a_study_in_mid_epoch_with_its_reason(tmp_path: Path) -> None:
+    done = cvtune("run", "digits", *QUICK, "--set", "max_epochs=5000", "--set", "budget.time_s=25", tmp=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trials = pq.read_table(tmp_path / "studies" / "digits" / "tables" / "trials.parquet").to_pylist()
+    assert "stopped_budget" in {t["reason"] for t in trials} and any("budget.time_s" in t["message"] for t in trials)

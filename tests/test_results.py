@@ -1,0 +1,113 @@
+"""Tables: read with four libraries, typed, documented, exactly the epochs that the journal holds; export."""
+
+import json
+import math
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from cvtune.epoch import METRICS
+from cvtune.errors import ConfigError
+from cvtune.journal import Journal
+from cvtune.recipe import FIELDS
+from cvtune.results import export, write_tables
+from cvtune.study import for_data
+
+STUDY = for_data("digits").set({"max_epochs": 3})
+TABLES = ("studies", "trials", "epochs", "decisions")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A study of two trials: one with a change in mid-training that diverged at its second report, one stopped."""
+    study = tmp_path / "digits"
+    (study / "journal").mkdir(parents=True)
+    (study / "study.json").write_text(STUDY.to_json({"augment_mapping": 1, "regularize_mapping": 1}))
+    journal = Journal(study / "journal" / "0001.jsonl")
+    journal.append("open", {"term": 1, "host": "here"})
+    recipes = [{"changes": [[1, {"augment.strength": 0.9}]], "max_epochs": 3}, {"regularize": {"strength": 1.0}}]
+    for index, recipe in enumerate(recipes):
+        name = f"{index:05d}"
+        journal.append("trial", {"trial": name, "index": index, "values": {"optim.lr": 0.1}, "recipe": recipe})
+        journal.append("segment", {"trial": name, "segment": 0, "attempt": 1, "step": 0, "node": "n", "pid": 1})
+    for trial, step, score in (("00000", 1, 0.5), ("00001", 1, 0.25), ("00000", 2, float("nan"))):
+        numbers = {**{m: 0.5 for m in METRICS}, "step": step, "epoch": step, "val_accuracy": score, "seconds": 2.0}
+        journal.append("epoch", {"trial": trial, "attempt": 1, "segment": 0, **numbers})
+    call = {"who": "scheduler", "call": 0, "hook": "on_trial_result", "trial": "00001", "step": 1, "answer": "STOP"}
+    journal.append("call", {**call, "action": "stop", "why": "rung 1", "statuses": {}})
+    journal.append("end", {"trial": "00001", "reason": "stopped_scheduler", "message": "rung 1"})
+    journal.append("end", {"trial": "00000", "reason": "diverged", "message": ""})
+    journal.append("close", {"why": "complete"})
+    journal.close()
+    write_tables(study)
+    return study
+
+
+def test_four_libraries_read_the_same_rows(folder: Path) -> None:
+    for name, rows in (("studies", 1), ("trials", 2), ("epochs", 3), ("decisions", 1)):
+        path = str(folder / "tables" / f"{name}.parquet")
+        arrow = pq.read_table(path)
+        assert arrow.num_rows == rows
+        assert duckdb.connect().execute(f"select count(*) from '{path}'").fetchall() == [(rows,)]
+        assert pl.read_parquet(path).shape == (rows, arrow.num_columns) == pd.read_parquet(path).shape
+
+
+def test_every_column_carries_its_description_and_known_units(folder: Path) -> None:
+    for name in TABLES:
+        schema = pq.read_schema(folder / "tables" / f"{name}.parquet")
+        assert all(field.metadata[b"description"].endswith(b".") for field in schema), name
+        assert schema.metadata[b"cvtune.format"] == b"1"
+    epochs = pq.read_schema(folder / "tables" / "epochs.parquet")
+    assert epochs.field("seconds").metadata[b"unit"] == b"s"
+    assert epochs.field("data.image_size").metadata[b"unit"] == b"px"
+    assert {str(epochs.field(n).type) for n in ("step", "optim.lr", "model.name")} == {"int64", "double", "string"}
+    assert set(FIELDS) | set(METRICS) <= set(epochs.names)
+
+
+def test_rows_hold_the_effective_recipe_of_their_epoch(folder: Path) -> None:
+    table = pl.read_parquet(folder / "tables" / "epochs.parquet").sort("trial", "step")
+    assert table["augment.strength"].to_list() == [0.3, 0.9, 0.3]
+    assert table["regularize.dropout"].to_list() == pytest.approx([0.15, 0.15, 0.5])  # the bundle, expanded
+    assert math.isnan(table["val_accuracy"].to_list()[1])
+
+
+def test_trials_have_one_terminal_reason_and_their_sums(folder: Path) -> None:
+    row = pl.read_parquet(folder / "tables" / "trials.parquet").row(by_predicate=pl.col("trial") == "00000", named=True)
+    assert (row["reason"], row["epochs"], row["best"], row["best_step"], row["seconds"]) == ("diverged", 2, 0.5, 1, 4.0)
+    assert json.loads(row["searched"]) == {"optim.lr": 0.1} and row["augment_mapping"] == 1
+
+
+def test_a_decision_says_why(folder: Path) -> None:
+    row = pl.read_parquet(folder / "tables" / "decisions.parquet").row(0, named=True)
+    assert (row["trial"], row["step"], row["action"], row["reason"]) == ("00001", 1, "stop", "rung 1")
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {p: p.read_bytes() for p in (folder / "tables").iterdir()}
+
+    def full(table: object, path: Path) -> None:
+        path.write_bytes(b"PAR1 torn")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OSError, match="No space"):
+        write_tables(folder)
+    assert {p: p.read_bytes() for p in (folder / "tables").iterdir()} == before
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "memory://{}"])
+def test_export_to_folders_and_urls(folder: Path, tmp_path: Path, form: str) -> None:
+    files = export(folder, form.format(tmp_path / "out" / "deeper"))
+    assert [f.rsplit("/", 1)[1] for f in files] == [*sorted(f"{t}.parquet" for t in TABLES), "study.json"]
+    if not form.startswith("memory"):
+        assert pq.read_table(tmp_path / "out" / "deeper" / "epochs.parquet").num_rows == 3
+
+
+@pytest.mark.parametrize("target", ["nosuchscheme://x/y", "/proc/nowhere/x"])
+def test_export_to_where_it_cannot_be_written_says_so(folder: Path, target: str) -> None:
+    with pytest.raises(ConfigError, match="--to"):
+        export(folder, target)
