@@ -130,6 +130,7 @@ def run_study(
                 if check.wait(EARLY_S):
                     preflight.finish(check)  # what is wrong at first sight should not wait for Ray
             with cluster():
+                caught.install()  # ray.init has put its own handler of SIGTERM in place
                 prepared = _finish(check, caught)
                 for notice in prepared.notices:
                     say(notice)
@@ -194,6 +195,12 @@ class Signals:
 
     number: int | None = None
 
+    def install(self) -> None:
+        """Take the signals, if this is the main thread: Python allows it only there."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, self)
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         for other in (signal.SIGINT, signal.SIGTERM):
@@ -202,17 +209,16 @@ class Signals:
 
 @contextlib.contextmanager
 def signals() -> Iterator[Signals]:
-    """Catch signals while a study runs, if this is the main thread (Python allows it only there)."""
+    """Catch signals while a study runs."""
     caught = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {number: signal.signal(number, caught) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    caught.install()
     try:
         yield caught
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _finish(check: subprocess.Popen[str], caught: Signals) -> Prepared:

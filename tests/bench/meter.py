@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import time
 import uuid
@@ -15,7 +14,7 @@ from pathlib import Path
 import psutil
 
 SAMPLE_S = 0.2
-MEMORY_S = 1.0
+MEMORY_S = 1.0  # at least; more where a look takes more than 2 % of that
 MARKER = "PROCESS_TREE_METER"
 
 
@@ -71,14 +70,16 @@ class Meter:
                 self._others.add(pid)  # where no init collects orphans it stays listed for good
         self._last[self._self] = Times(0, 0.0, _times(self._self).waited - self._waited_before)
         if time.monotonic() >= self._memory_due:
+            begun = time.thread_time()
             self.peak_pss_mb = max(self.peak_pss_mb, sum(map(_pss_mb, self._alive.values())))
-            self._memory_due = time.monotonic() + MEMORY_S
+            # The system walks every page of the tree for this, on the cores that are being measured
+            self._memory_due = time.monotonic() + max(MEMORY_S, 50 * (time.thread_time() - begun))
         return len(self._alive)
 
     @property
     def cpu_s(self) -> float:
         """CPU seconds (user and system) of all processes so far. What was waited for counts once."""
-        counted: defaultdict[int, float] = defaultdict(float)  # dead children by parent: their parent's `waited` has them
+        counted: defaultdict[int, float] = defaultdict(float)  # dead children by parent, whose `waited` holds them too
         for process, times in self._last.items():
             if process.pid not in self._alive:
                 counted[times.parent] += times.own + times.waited
@@ -113,8 +114,8 @@ class Meter:
 
     def _marked(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().items() >= self.mark.items()
-        except (psutil.AccessDenied, OSError):  # another user's, or the kernel's
+            return bool(process.environ().items() >= self.mark.items())
+        except (psutil.Error, OSError):  # another user's, the kernel's, or a zombie
             return False
 
 
@@ -153,6 +154,6 @@ def _times(process: psutil.Process) -> Times:
 def _pss_mb(process: psutil.Process) -> float:
     """Proportional set size: pages shared by n processes count 1/n. 0 for a process that is just going."""
     try:
-        return process.memory_full_info().pss / 1e6
+        return float(process.memory_full_info().pss) / 1e6
     except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
         return 0.0

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {  # name -> type, unit, desc
     "peak_pss_mb": (pa.float64(), "MB", "Largest sum of the proportional set sizes of the process tree."),
     "trials": (pa.int64(), "trials", "Trials started."),
     "epochs": (pa.int64(), "epochs", "Epochs trained by all trials."),
-    "best_accuracy": (pa.float64(), "", "Validation accuracy of the best trial, chosen by the peer's rule on both sides."),
+    "best_accuracy": (pa.float64(), "", "Validation accuracy of the best trial, by the peer's rule on both sides."),
     "first_epoch_s": (pa.float64(), "s", "From the start to the first finished epoch; null for peers."),
     "s_per_epoch": (pa.float64(), "s", "wall_s / epochs."),
     "cpu_s_per_epoch": (pa.float64(), "s", "cpu_s / epochs."),
@@ -115,8 +114,8 @@ def our_result(plan: Plan, scratch: Path, started: float) -> Result:
     """What our tables and journal say. `started` is in seconds since 1970."""
     folder = scratch / "studies" / "peer_study"
     trials = pq.read_table(folder / "tables" / "trials.parquet").to_pydict()
-    rows = pq.read_metadata(folder / "tables" / "epochs.parquet").num_rows
-    assert rows == sum(trials["epochs"]), f"epochs.parquet has {rows} rows, trials.parquet counts {sum(trials['epochs'])}"
+    rows, counted = pq.read_metadata(folder / "tables" / "epochs.parquet").num_rows, sum(trials["epochs"])
+    assert rows == counted, f"epochs.parquet has {rows} rows, trials.parquet counts {counted}"
     strange = set(trials["reason"]) - NORMAL_ENDS
     assert not strange, f"trials of ours ended as {strange}"
     first = min(event["t"] for event in journal.read(folder) if event["kind"] == "epoch")
@@ -130,11 +129,16 @@ def peer_result(scratch: Path) -> Result:
     return Result(told["trials"], told["epochs"], told["best_val_accuracy"])
 
 
-def environment() -> dict[str, str]:
-    """The same for both sides: nobody's settings, no GPU, no network, workers started by plain Python."""
-    ours = ("RAY_", "TUNE_", "CVTUNE_", "OMP_")
+def environment(bytecode: Path) -> dict[str, str]:
+    """The same for both sides: nobody's settings, no GPU, no network, workers started by plain Python.
+
+    Args:
+        bytecode: folder where compiled Python is kept from run to run, as every installation has it.
+    """
+    dropped = ("RAY_", "TUNE_", "CVTUNE_", "OMP_", "PYTHON")
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        **{name: value for name, value in os.environ.items() if not name.startswith(dropped)},
+        "PYTHONPYCACHEPREFIX": str(bytecode),
         "CUDA_VISIBLE_DEVICES": "",
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would start every worker of the peer through uv
@@ -142,7 +146,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def run_once(plan: Plan, side: str, seed: int) -> tuple[Usage, Result]:
+def run_once(plan: Plan, side: str, seed: int, bytecode: Path) -> tuple[Usage, Result]:
     """One run of one side in folders of its own.
 
     Raises:
@@ -151,7 +155,7 @@ def run_once(plan: Plan, side: str, seed: int) -> tuple[Usage, Result]:
     with tempfile.TemporaryDirectory(prefix="ruler-") as name:
         scratch = Path(name)
         command = (our_command if side == "ours" else peer_command)(plan, seed, scratch)
-        usage = measure(command, scratch / "log.txt", environment())
+        usage = measure(command, scratch / "log.txt", environment(bytecode))
         if usage.returncode:
             raise RuntimeError(f"{side} ended with {usage.returncode}:\n{(scratch / 'log.txt').read_text()[-4000:]}")
         return usage, our_result(plan, scratch, usage.started) if side == "ours" else peer_result(scratch)
@@ -164,17 +168,9 @@ def turns(rounds: int, peer: str) -> Iterator[tuple[int, str]]:
             yield number, side
 
 
-def warm_up(data: Path) -> None:
-    """Read images and libraries once, so that the first run does not pay for the disk alone."""
-    for file in data.rglob("*"):
-        if file.is_file():
-            file.read_bytes()
-    subprocess.run([sys.executable, "-c", "import albumentations, cv2, cvtune, ray.tune, torch"], env=environment(), check=True)
-
-
-def ratio(ours: Sequence[float], peer: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+def ratio(ours: Sequence[float], peer: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
     """Ratio of medians ours / peer with its 95 % bootstrap interval (percentiles, sides drawn independently)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     above, below = (np.median(rng.choice(side, (draws, len(side))), axis=1) for side in (ours, peer))
     low, high = np.quantile(above / below, (0.025, 0.975))
     return float(np.median(ours) / np.median(peer)), float(low), float(high)
@@ -183,7 +179,8 @@ def ratio(ours: Sequence[float], peer: Sequence[float], draws: int = 10_000, see
 def write(rows: list[dict[str, Any]], plan: Plan, path: Path) -> None:
     """The raw samples as Parquet, columns with unit and description, versions beside them."""
     fields = [pa.field(n, kind, metadata={"unit": unit, "description": d}) for n, (kind, unit, d) in COLUMNS.items()]
-    about = {**asdict(plan), "data": plan.data.name, "cpus": CPUS, "versions": {name: version(name) for name in PACKAGES}}
+    versions = {name: version(name) for name in PACKAGES}
+    about = {**asdict(plan), "data": plan.data.name, "cpus": CPUS, "versions": versions}
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, pa.schema(fields, metadata={"ruler": json.dumps(about)})), path)
 
@@ -192,29 +189,37 @@ def summary(rows: list[dict[str, Any]], peer: str) -> str:
     """Medians of each side, and ours / peer with its interval."""
     lines = [f"{'median of runs':32}{'ours':>10}{peer:>10}   ours / {peer}, 95 % interval"]
     for column, (label, compared) in SHOWN.items():
-        sides = [[row[column] for row in rows if row["side"] == side] for side in ("ours", peer)]
-        cells = "".join(f"{'-' if None in side else f'{np.median(side):.4g}':>10}" for side in sides)
-        tail = "   {:.3f} ({:.3f} to {:.3f})".format(*ratio(*sides)) if compared else ""
+        ours, theirs = ([row[column] for row in rows if row["side"] == side] for side in ("ours", peer))
+        cells = "".join(f"{'-' if None in side else f'{np.median(side):.4g}':>10}" for side in (ours, theirs))
+        tail = "   {:.3f} ({:.3f} to {:.3f})".format(*ratio(ours, theirs)) if compared else ""
         lines.append(f"{label:32}{cells}{tail}")
     return "\n".join(lines)
 
 
 def compare(plan: Plan, rounds: int, out: Path) -> list[dict[str, Any]]:
-    """Run all turns; the samples so far are written after each."""
+    """Run all turns after one small run of each side that does not count; the samples so far are written after each."""
     rows: list[dict[str, Any]] = []
-    for number, side in turns(rounds, plan.peer):
-        load = os.getloadavg()[0]
-        usage, result = run_once(plan, side, seed=number)
-        measured = {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_pss_mb": usage.peak_pss_mb, **asdict(result)}
-        per_epoch = {"s_per_epoch": usage.wall_s / result.epochs, "cpu_s_per_epoch": usage.cpu_s / result.epochs}
-        rows.append({"side": side, "round": number, "order": len(rows), "load": load, **measured, **per_epoch})
-        write(rows, plan, out)
-        print(
-            f"round {number} {side:9} {usage.wall_s:7.1f} s, {usage.cpu_s:7.1f} CPU s, {usage.peak_pss_mb:6.0f} MB, "
-            f"{result.trials} trials, {result.epochs} epochs, best accuracy {result.best_accuracy:.4f}",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory(prefix="ruler-bytecode-") as name:
+        bytecode = Path(name)
+        for side in ("ours", plan.peer):  # fills the page cache and the bytecode
+            run_once(replace(plan, samples=1, max_epochs=1), side, 0, bytecode)
+        for number, side in turns(rounds, plan.peer):
+            load = os.getloadavg()[0]
+            usage, result = run_once(plan, side, number, bytecode)
+            rows.append({"side": side, "round": number, "order": len(rows), "load": load, **numbers(usage, result)})
+            write(rows, plan, out)
+            print(
+                f"round {number} {side:9} {usage.wall_s:7.1f} s, {usage.cpu_s:7.1f} CPU s, {usage.peak_pss_mb:6.0f} MB,"
+                f" {result.trials} trials, {result.epochs} epochs, best accuracy {result.best_accuracy:.4f}",
+                flush=True,
+            )
     return rows
+
+
+def numbers(usage: Usage, result: Result) -> dict[str, Any]:
+    """The columns that come from one run itself."""
+    measured = {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_pss_mb": usage.peak_pss_mb, **asdict(result)}
+    return {**measured, "s_per_epoch": usage.wall_s / result.epochs, "cpu_s_per_epoch": usage.cpu_s / result.epochs}
 
 
 def main() -> None:
@@ -234,7 +239,6 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):  # what is started inherits it: both sides get these cores and no others
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CPUS])
     plan = Plan(args.data.resolve(), args.peer, args.samples, args.max_epochs, args.image_size)
-    warm_up(plan.data)
     print(summary(compare(plan, args.rounds, args.out), plan.peer))
 
 

@@ -1,0 +1,199 @@
+"""What keeps the package readable: imports go one way, heavy libraries stay where they belong, nothing grows long."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "cvtune"
+
+# From the ground up. A module may import modules of its own layer, without a cycle, and of the layers above it in this
+# list. A name stands for the module and, if it is a package, for all modules in it. "cvtune" is the facade __init__.py.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors", "durable"),
+    ("recipe", "epoch"),
+    ("space", "schedulers", "searchers"),
+    ("study",),
+    (
+        *("cvtune", "usercode", "lease", "journal", "checkpoint"),
+        *("augment", "regularize", "data", "models", "optim", "metrics", "loss"),
+    ),
+    ("train", "results", "preflight", "screen", "ledger", "study_folder"),
+    ("report", "tune", "actor"),
+    ("engine",),
+    ("cli",),
+)
+
+FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may import it
+    "ray": ("tune", "actor", "engine"),
+    "wandb": ("track",),
+    "albumentations": ("augment",),
+    "pyarrow": ("results", "data"),
+    "matplotlib": ("report",),
+    "plotly": ("report",),
+}
+
+LIGHT = ("cvtune", "cvtune.study", "cvtune.journal", "cvtune.cli")
+HEAVY = ("torch", "ray", "albumentations")
+
+MODULE_LINES = 400
+FUNCTION_LINES = 60
+
+WITHOUT_DOCSTRING = {  # public all the same
+    # sections whose every field is described by `recipe.field`
+    "recipe.Data", "recipe.Augment", "recipe.Regularize", "recipe.Model", "recipe.Optim", "recipe.Loss",
+    "study.Source", "study.Budget", "study.Resources",
+    # plain records that their names and fields explain
+    "epoch.MetricDoc", "results.Column", "cli.Resume",
+    # what runs after `if __name__ == "__main__"`
+    "preflight.main",
+}  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    """'data.store' for cvtune/data/store.py, 'data' for cvtune/data/__init__.py, 'cvtune' for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "cvtune"
+
+
+MODULES: dict[str, Path] = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+each_module = pytest.mark.parametrize("module", MODULES)
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node, also within functions, but not what stands under `if TYPE_CHECKING:`."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if is_for_types(child):
+            assert isinstance(child, ast.If)
+            for statement in child.orelse:
+                yield from nodes(statement)
+        else:
+            yield from nodes(child)
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Every dotted name that a module imports. `from a import b` gives 'a.b' if that is a module of ours, else 'a'."""
+    found: set[str] = set()
+    for node in nodes(tree(module)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{MODULES[module]}, line {node.lineno}: write the import with its full name"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                is_ours = inner.startswith("cvtune.") and inner.removeprefix("cvtune.") in MODULES
+                found.add(inner if is_ours else node.module)
+    return frozenset(found)
+
+
+@cache
+def neighbors(module: str) -> frozenset[str]:
+    """The modules of cvtune that a module imports."""
+    ours = {name for name in imported(module) if name == "cvtune" or name.startswith("cvtune.")}
+    return frozenset(name if name == "cvtune" else name.removeprefix("cvtune.") for name in ours)
+
+
+def is_within(module: str, names: tuple[str, ...]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def layer_of(module: str) -> int:
+    found = [number for number, names in enumerate(LAYERS) if is_within(module, names)]
+    assert len(found) == 1, f"{module} stands in {len(found)} layers of LAYERS in {Path(__file__).name}: give it one"
+    return found[0]
+
+
+@each_module
+def test_imports_only_modules_that_exist(module: str) -> None:
+    assert not neighbors(module) - MODULES.keys()
+
+
+@each_module
+def test_imports_go_down(module: str) -> None:
+    upward = {other for other in neighbors(module) if layer_of(other) > layer_of(module)}
+    assert not upward, f"{module} (layer {layer_of(module)}) imports from above: {sorted(upward)}"
+
+
+@each_module
+def test_is_in_no_import_cycle(module: str) -> None:
+    came_from: dict[str, str] = {}
+    queue = [module]
+    while queue:
+        here = queue.pop()
+        for there in neighbors(here) - came_from.keys():
+            came_from[there] = here
+            queue.append(there)
+    path = [module]
+    while module in came_from and (len(path) == 1 or path[-1] != module):
+        path.append(came_from[path[-1]])
+    assert module not in came_from, f"import cycle: {' <- '.join(path)}"
+
+
+@each_module
+def test_keeps_heavy_libraries_behind_their_fences(module: str) -> None:
+    for library, allowed in FENCES.items():
+        uses = {name for name in imported(module) if name == library or name.startswith(f"{library}.")}
+        assert not uses or is_within(module, allowed), f"{module} imports {sorted(uses)}; only {allowed} may"
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_import_loads_nothing_heavy(name: str) -> None:
+    code = f"import json, sys, {name}; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == []
+
+
+@each_module
+def test_module_is_short(module: str) -> None:
+    lines = len(MODULES[module].read_text().splitlines())
+    assert lines <= MODULE_LINES, f"{MODULES[module].name} has {lines} lines; split it by what it is about"
+
+
+@each_module
+def test_functions_are_short(module: str) -> None:
+    functions = [n for n in ast.walk(tree(module)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = {f.name: n for f in functions if (n := (f.end_lineno or f.lineno) - f.lineno + 1) > FUNCTION_LINES}
+    assert not long, f"{module}: longer than {FUNCTION_LINES} lines: {long}"
+
+
+@each_module
+def test_has_a_subject(module: str) -> None:
+    """No drawer for odds and ends, and a first line that says what the module is about."""
+    assert module.rpartition(".")[2] not in ("utils", "util", "helpers", "common", "misc")
+    assert ast.get_docstring(tree(module)), f"{module} has no docstring"
+
+
+def public(module: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    for node in tree(module).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+
+
+@each_module
+def test_public_names_have_docstrings(module: str) -> None:
+    bare = {f"{module}.{node.name}" for node in public(module) if not ast.get_docstring(node)}
+    assert not bare - WITHOUT_DOCSTRING
+
+
+def test_lists_name_only_what_exists() -> None:
+    """An entry that is left over would let a new module or function of that name through unseen."""
+    assert {n for names in LAYERS for n in names} <= MODULES.keys()
+    assert {f"{module}.{node.name}" for module in MODULES for node in public(module)} >= WITHOUT_DOCSTRING

@@ -1,0 +1,83 @@
+"""The workflows in `workflows/`: each builds and tells how to run it; two are run for real, in small."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from cvtune import study
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def has_study(path: Path) -> bool:
+    return any(isinstance(n, ast.FunctionDef) and n.name == "study" for n in ast.parse(path.read_text()).body)
+
+
+WORKFLOWS = [path for path in sorted((ROOT / "workflows").glob("*.py")) if has_study(path)]
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+@each_workflow
+def test_builds_and_is_named_like_its_file(path: Path) -> None:
+    built = study.load(str(path))
+    assert built.name == path.stem
+    assert built.space.domains, "a workflow searches something"
+
+
+@each_workflow
+def test_docstring_tells_what_it_is_and_how_to_run_it(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    first = text.splitlines()[0]
+    assert re.fullmatch(r"[A-Z].*\w[.?]", first), f"not one sentence: {first!r}"
+    assert f"    uv run cvtune run workflows/{path.name}\n" in text
+    assert "Time: " in text
+    assert "Expect: " in text
+
+
+def run(workflow: str, folder: Path, *settings: str) -> Path:
+    """Run a workflow through the command line as a user would; returns the study's folder."""
+    options = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "cvtune.cli", "run", f"workflows/{workflow}.py", *options]
+    places = ["--storage", str(folder / "studies"), "--cache", str(folder / "cache")]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CVTUNE_"))}
+    done = subprocess.run([*command, *places], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    study_folder = folder / "studies" / workflow
+    assert re.search(r"^tables +\S", done.stdout, re.MULTILINE), done.stdout[-3000:]
+    return study_folder
+
+
+def check_tables(study_folder: Path, trials: int) -> None:
+    table = pq.read_table(study_folder / "tables" / "trials.parquet")
+    epochs = pq.read_table(study_folder / "tables" / "epochs.parquet")
+    assert table.num_rows == trials
+    assert set(table["reason"].to_pylist()) <= {"completed", "stopped_scheduler"}, table["message"].to_pylist()
+    assert "completed" in table["reason"].to_pylist()
+    assert epochs.num_rows == pc.sum(table["epochs"]).as_py() >= trials
+    assert epochs["val_accuracy"].null_count == 0
+    assert len(set(epochs["optim.lr"].to_pylist())) == trials, "each trial trains with a point of its own"
+
+
+@pytest.mark.slow
+def test_quickstart_runs_and_readmes_query_reads_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study_folder = run("quickstart", tmp_path, "budget.trials=4", "max_epochs=2")
+    check_tables(study_folder, trials=4)
+    assert (study_folder / "best" / "recipe.json").is_file()
+    query = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert query is not None
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, "-c", query[1]], capture_output=True, text=True, check=True)
+    assert "val_accuracy" in done.stdout
+    assert "regularize.strength" in done.stdout
+
+
+@pytest.mark.slow
+def test_own_code_runs(tmp_path: Path) -> None:
+    check_tables(run("own_code", tmp_path, "budget.trials=3", "max_epochs=1"), trials=3)
