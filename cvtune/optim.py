@@ -140,6 +140,11 @@ class Stepper:
         A state without moving average lets it start from the module's present weights.
         """
         self.optimizer.load_state_dict(state["optimizer"])
+        for weight, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    # A loaded state is contiguous; fused optimizers walk through memory and need the weight's layout.
+                    kept[name] = torch.empty_like(weight).copy_(value)
         self.steps = state["steps"]
         if self._average is not None:
             self._average.load_state_dict(state["ema"] or self._module.state_dict())

@@ -33,7 +33,7 @@ PACKAGES = (
 
 
 def check_folder(study: Study, folder: Path, resume: str) -> History:
-    """Check that `folder` is free for this study or holds the same one. Returns what was done so far; changes nothing."""
+    """Check that `folder` is free for this study or holds the same one. Returns what was done so far."""
     existing = (folder / "study.json").exists()
     if existing and resume == "never":
         raise ConfigError(

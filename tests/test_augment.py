@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from cvtune.augment import FAMILIES, Pipeline, mix_batch, to_square
+from cvtune.augment import FAMILIES, Pipeline, mix_batch
 from cvtune.errors import ConfigError
+from cvtune.pixels import to_square
 from cvtune.recipe import Augment
 
 SIZE = 64

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
         journal.append("trial", {"trial": name, "index": index, "values": {"optim.lr": 0.1}, "recipe": recipe})
         journal.append("segment", {"trial": name, "segment": 0, "attempt": 1, "step": 0, "node": "n", "pid": 1})
     for trial, step, score in (("00000", 1, 0.5), ("00001", 1, 0.25), ("00000", 2, float("nan"))):
-        numbers = {**{m: 0.5 for m in METRICS}, "step": step, "epoch": step, "val_accuracy": score, "seconds": 2.0}
+        numbers = {**dict.fromkeys(METRICS, 0.5), "step": step, "epoch": step, "val_accuracy": score, "seconds": 2.0}
         journal.append("epoch", {"trial": trial, "attempt": 1, "segment": 0, **numbers})
     call = {"who": "scheduler", "call": 0, "hook": "on_trial_result", "trial": "00001", "step": 1, "answer": "STOP"}
     journal.append("call", {**call, "action": "stop", "why": "rung 1", "statuses": {}})

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from cvtune.augment import to_square
 from cvtune.data.dataset import Images, Part
 from cvtune.data.decode import Fit
 from cvtune.data.listing import Labels, Pixels
+from cvtune.pixels import to_square
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # uint8 (N, S, S, 3) and int64 (N,)
 _MASK = 2**64 - 1

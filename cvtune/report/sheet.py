@@ -43,7 +43,7 @@ def contact_sheet(
         labels: class name of each image.
         augment: the augmentation; its own strength is not used.
         image_size: side of an augmented image in px; below 96 px it is enlarged by a whole factor.
-        fit: see `augment.to_square`.
+        fit: see `pixels.to_square`.
         strengths: the columns, each in [0, 1]; at 0 stands what evaluation sees.
         seed: of the first row; each further row takes the next one.
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from cvtune.augment import Pipeline, to_square
+from cvtune.augment import Pipeline
 from cvtune.data import Dataset, open_dataset
 from cvtune.data.loader import Batch, Loader, epoch_order, evaluation_batch, sample_seed, subset
+from cvtune.pixels import to_square
 from cvtune.recipe import Augment, Data
 from cvtune.study import Source
 

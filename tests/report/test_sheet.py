@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvtune.augment import to_square
 from cvtune.errors import ConfigError
+from cvtune.pixels import to_square
 from cvtune.recipe import Augment
 from cvtune.report.sheet import GAP, MAX_LABEL, contact_sheet, describe
 

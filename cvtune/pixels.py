@@ -1,0 +1,135 @@
+"""What augmentation does to pixels: plain functions of an image and a generator, each continuous in its strength."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[Any]  # uint8 (H, W, 3); Any, as OpenCV's own types know no better
+
+
+def to_square(image: Image, size: int, fit: str) -> Image:
+    """What evaluation sees of an image, and what augmentation of strength 0 leaves.
+
+    Args:
+        image: uint8 (H, W, 3).
+        size: side of the result in px.
+        fit: "crop" resizes the shorter side to `size` and crops the center, "squash" resizes both sides.
+
+    Returns:
+        uint8 (size, size, 3); the image itself when it has that shape already.
+    """
+    width, height, left, top = _frame(image, size, fit)
+    return np.ascontiguousarray(_resize(image, width, height)[top : top + size, left : left + size])
+
+
+def _frame(image: Image, size: int, fit: str) -> tuple[int, int, int, int]:
+    """Width and height to which evaluation resizes the whole image, then left and top of its crop."""
+    if fit == "squash":
+        return size, size, 0, 0
+    height, width = image.shape[:2]
+    short = min(height, width)
+    width, height = max(size, round(width * size / short)), max(size, round(height * size / short))
+    return width, height, (width - size) // 2, (height - size) // 2
+
+
+def _resize(image: Image, width: int, height: int) -> Image:
+    if image.shape[:2] == (height, width):
+        return image
+    smaller = height <= image.shape[0] and width <= image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def ramp(strength: float, full: float = 1.0) -> float:
+    """A probability that rises linearly from 0 to `full`, which it reaches at strength 0.2."""
+    return full * min(1.0, 5.0 * strength)
+
+
+def change_view(image: Image, random: Random, strength: float, size: int, fit: str) -> Image:
+    """Crop, stretch, rotation, shear and shift as one map of the plane: uint8 (H, W, 3) -> (size, size, 3).
+
+    The crop window of `to_square` shrinks, turns and wanders, so that low strengths approach the center crop.
+    """
+    applied, shrink = random.random(), random.random()
+    spread = [strength * random.uniform(-1, 1) for _ in range(5)]
+    if applied >= ramp(strength):
+        return to_square(image, size, fit)
+    return _warp(image, size, fit, 1 - 0.75 * strength * shrink, *spread)
+
+
+def _warp(
+    image: Image, size: int, fit: str, area: float, stretch: float, turn: float, shear: float, right: float, down: float
+) -> Image:
+    """The window of `to_square` with `area` of its size, moved and deformed; all but `area` lie in [-1, 1]."""
+    width, height, left, top = _frame(image, size, fit)
+    ratio = (4 / 3) ** (stretch / 2)
+    w, scale_x, x = _axis(image.shape[1], width, left, size, ratio / math.sqrt(area), right)
+    h, scale_y, y = _axis(image.shape[0], height, top, size, 1 / (ratio * math.sqrt(area)), down)
+    cos, sin, slant = math.cos(turn * math.pi / 6), math.sin(turn * math.pi / 6), math.tan(shear * math.pi / 18)
+    xx, xy = scale_x * cos, scale_x * (cos * slant - sin)
+    yx, yy = scale_y * sin, scale_y * (sin * slant + cos)
+    middle = (size - 1) / 2
+    matrix = np.array([[xx, xy, x - (xx + xy) * middle], [yx, yy, y - (yx + yy) * middle]])
+    # Area averaging first, down to the scale of the result, because the linear interpolation of a warp would alias
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(_resize(image, w, h), matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
+
+
+def _axis(length: int, full: int, start: int, size: int, zoom: float, shift: float) -> tuple[int, float, float]:
+    """One axis of a warp: px to shrink the image to, px of that per px of the result, px at the center of the window.
+
+    The window may move by `shift` in [-1, 1] of what keeps it inside the image, plus 10 % of the result.
+    """
+    grow = full / length * zoom
+    small = max(1, round(length * min(1.0, grow)))
+    reach = max(0.0, full - size / zoom) / 2 + 0.1 * size
+    return small, small / (length * grow), small * (start + size / 2 + shift * reach) / full - 0.5
+
+
+_GRAY = np.full((3, 3), 1 / 3)
+_CHROMA = np.eye(3) - _GRAY
+_TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+
+
+def change_color(
+    image: Image,
+    random: Random,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+    gray: float = 0.0,
+) -> Image:
+    """All of color as one affine map of RGB (Karras et al. 2020, StyleGAN2-ADA): uint8 (H, W, 3) -> (H, W, 3).
+
+    Factors are uniform in 1 +- `brightness`, `contrast` (about the mean of the image), `saturation`; `hue` is the
+    largest turn about the gray axis in full turns; `gray` the probability that all color goes.
+    """
+    bright, differ, vivid, turn = (random.uniform(-1, 1) for _ in range(4))
+    bright, differ = 1 + brightness * bright, 1 + contrast * differ
+    vivid = 0.0 if random.random() < gray else 1 + saturation * vivid
+    angle = 2 * math.pi * hue * turn
+    matrix = _GRAY + vivid * (math.cos(angle) * _CHROMA + math.sin(angle) * _TURN)
+    offset = bright * (1 - differ) * sum(cv2.mean(image)[:3]) / 3
+    return cv2.transform(image, np.hstack([bright * differ * matrix, np.full((3, 1), offset)]))
+
+
+def change_sharpness(image: Image, random: Random, amount: float) -> Image:
+    """Blend with the 3 x 3 smoothed image (the Sharpness of Pillow), factor 1 +- `amount`; uint8 (H, W, 3)."""
+    factor = 1 + amount * random.uniform(-1, 1)
+    smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+    kernel = (1 - factor) * smooth
+    kernel[1, 1] += factor
+    return cv2.filter2D(image, -1, kernel)
+
+
+def change_solarize(image: Image, random: Random, reach: float) -> Image:
+    """Invert what is brighter than a threshold, up to `reach` of 256 below 256; uint8 (H, W, 3)."""
+    levels = np.arange(256)  # not A.Solarize: its weakest threshold, 255, still inverts white
+    inverted = levels >= 256 * (1 - reach * random.random())
+    return cv2.LUT(image, np.where(inverted, 255 - levels, levels).astype(np.uint8))
