@@ -130,7 +130,10 @@ class TrialActor(tune.Trainable):
             "oom_gpu" if kind == "OutOfMemoryError" else "oom_host" if isinstance(error, MemoryError) else "code_error"
         )
         reason = "data_error" if isinstance(error, DataError) else reason
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+        root: BaseException = error
+        while root.__cause__ is not None:  # where the user's own code failed, not where that was noticed
+            root = root.__cause__
+        frames = [f for f in traceback.extract_tb(root.__traceback__) if "site-packages" not in f.filename]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         return {"failure": reason, "message": self._failed[:2000] + where, **self._identity()}
 

@@ -79,7 +79,7 @@ def run(
     from cvtune import engine
     from cvtune.screen import Screen, summary
 
-    console = Console(stderr=False)
+    console = screen_console()
     with Screen(chosen, console) as screen:
         try:
             outcome = engine.run_study(chosen, storage, cache, resume.value, roots, listen=screen, say=screen.say)
@@ -148,7 +148,7 @@ def list_studies(storage: Storage = STUDIES) -> None:
             settings.objective,
             score,
         )
-    Console().print(table)
+    screen_console().print(table)
 
 
 @app.command()
@@ -165,7 +165,7 @@ def status(
     folder = find(name, storage)
     settings, history = study.read(folder / "study.json"), journal.load(folder)
     owner = lease.owner(folder)
-    console = Console(record=svg is not None)
+    console = screen_console(record=svg is not None)
     console.print(trials_table(settings, history, rows))
     console.print(progress_line(settings, history))
     if owner and lease.is_alive(owner):
@@ -263,6 +263,11 @@ def find(name: str, storage: Path) -> Path:
             return folder
     known = [path.parent.name for path in storage.glob("*/study.json")]
     raise ConfigError(f"there is no study {name!r} in {storage}. {did_you_mean(name, known)}")
+
+
+def screen_console(record: bool = False) -> Console:
+    """A console as wide as the terminal; in a file or a pipe wide enough for the tables."""
+    return Console(record=record, width=None if sys.stdout.isatty() else 140)
 
 
 def exit_code(signal_number: int) -> int:

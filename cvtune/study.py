@@ -242,8 +242,9 @@ def read(path: Path) -> Study:
 
 def _from_workflow(path: Path) -> Study:
     if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
-        raise ConfigError(f"workflow {str(path)!r} does not exist. {near}".rstrip())
+        others = [p.name for p in path.parent.glob("*.py")]
+        near = did_you_mean(path.name, others) if others else "Check the path; there is no workflow in that folder."
+        raise ConfigError(f"workflow {str(path)!r} does not exist. {near}")
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)  # a workflow may import its neighbors

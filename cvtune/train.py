@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -88,71 +89,94 @@ class Run:
         return x.sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over the training images came to."""
+
+    loss: float
+    accuracy: float
+    grad_norm: float
+    lr: float
+    images: int
+    waited: float  # seconds for batches
+
+
 def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Epoch]:
     """Train `run` from where it stands to `recipe.max_epochs`, yielding one Epoch after each pass.
 
     The run may be saved whenever an Epoch was yielded. `stop` is asked before every batch; when it says so the
     generator ends without a report of the epoch that it broke off.
     """
-    model, stepper, device = run.model, run.stepper, run.device
-    counts = torch.bincount(torch.from_numpy(run.data.train.labels[run.used]), minlength=len(run.data.classes)).to(
-        device
-    )
     while run.epoch < run.recipe.max_epochs:
         started = time.perf_counter()
         now = resolve(run.recipe.at(run.epoch))
-        seed = seed_everything(run.recipe.seed, run.epoch)
-        model.set_noise(now.regularize)
-        model.freeze_backbone(run.epoch < now.model.freeze_epochs)
-        stepper.apply(now)
-        loss_of = build_loss(now, counts)
-        order = run.used[epoch_order(run.data.train.labels[run.used], seed, now.data.oversample)]
-        pipeline = Pipeline(now.augment, now.data.image_size, now.data.fit)
-        generator = torch.Generator().manual_seed(seed)
-        loss_sum, hits, norm_sum = (torch.zeros((), device=device) for _ in range(3))
-        rates: list[float] = []
-        images, waited = 0, run.loader.waited
-        model.module.train()
-        for number, (batch, labels) in enumerate(run.loader.batches(order, now.data.batch_size, pipeline, seed), 1):
-            if stop():
-                return
-            labels = labels.to(device, non_blocking=True)
-            x, y_a, y_b, share = mix_batch(
-                run.normalized(batch), labels, now.augment.mixup, now.augment.cutmix, generator
-            )
-            with run.autocast:
-                logits = model.module(x)
-                loss = loss_of(logits, y_a, y_b, share)
-            scaled = loss / now.optim.accumulate
-            torch.autograd.backward(run.scaler.scale(scaled) if run.scaler else scaled)
-            if number % now.optim.accumulate == 0 or images + len(labels) >= len(order) - 1:
-                norm_sum += stepper.step(run.scaler)
-                rates.append(stepper.lr)
-            loss_sum += loss.detach() * len(labels)
-            hits += (logits.detach().argmax(1) == y_a).sum()
-            images += len(labels)
+        run.model.set_noise(now.regularize)
+        run.model.freeze_backbone(run.epoch < now.model.freeze_epochs)
+        run.stepper.apply(now)
+        done = one_pass(run, now, seed_everything(run.recipe.seed, run.epoch), stop)
+        if done is None:
+            return
         run.epoch += 1
-        train_loss, train_accuracy = loss_sum.item() / images, hits.item() / images  # the first wait for the device
         trained = time.perf_counter() - started
         clean = evaluate(run, run.data.train, run.clean)
         val = evaluate(run, run.data.val, np.arange(len(run.data.val.labels)))
         yield Epoch(
             step=run.epoch,
             epoch=run.epoch,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
+            train_loss=done.loss,
+            train_accuracy=done.accuracy,
             clean_loss=clean["loss"],
             clean_accuracy=clean["accuracy"],
             **{f"val_{name}": value for name, value in val.items()},
-            lr=float(np.mean(rates)),
+            lr=done.lr,
             weight_decay=float(now.regularize.weight_decay or 0.0),
-            grad_norm=norm_sum.item() / len(rates),
-            zero_weights=stepper.zero_share().item(),
+            grad_norm=done.grad_norm,
+            zero_weights=run.stepper.zero_share().item(),
             seconds=time.perf_counter() - started,
-            images_per_second=images / trained,
-            data_wait=(run.loader.waited - waited) / trained,
-            peak_memory=peak_memory(device),
+            images_per_second=done.images / trained,
+            data_wait=done.waited / trained,
+            peak_memory=peak_memory(run.device),
         )
+
+
+def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass | None:
+    """One pass over the training images with the values in force `now`; None if it was broken off.
+
+    Nothing waits for the device before the pass is over.
+    """
+    device, labels_of = run.device, run.data.train.labels
+    counts = torch.bincount(torch.from_numpy(labels_of[run.used]), minlength=len(run.data.classes)).to(device)
+    loss_of = build_loss(now, counts)
+    order = run.used[epoch_order(labels_of[run.used], seed, now.data.oversample)]
+    pipeline = Pipeline(now.augment, now.data.image_size, now.data.fit)
+    generator = torch.Generator().manual_seed(seed)
+    loss_sum, hits, norm_sum = (torch.zeros((), device=device) for _ in range(3))
+    images, rates, waited = 0, [], run.loader.waited
+    run.model.module.train()
+    for number, (batch, labels) in enumerate(run.loader.batches(order, now.data.batch_size, pipeline, seed), 1):
+        if stop():
+            return None
+        labels = labels.to(device, non_blocking=True)
+        x, y_a, y_b, share = mix_batch(run.normalized(batch), labels, now.augment.mixup, now.augment.cutmix, generator)
+        with run.autocast:
+            logits = run.model.module(x)
+            loss = loss_of(logits, y_a, y_b, share)
+        scaled = loss / now.optim.accumulate
+        torch.autograd.backward(run.scaler.scale(scaled) if run.scaler else scaled)
+        images += len(labels)
+        if number % now.optim.accumulate == 0 or images >= len(order) - 1:  # a last single image makes no batch
+            norm_sum += run.stepper.step(run.scaler)
+            rates.append(run.stepper.lr)
+        loss_sum += loss.detach() * len(labels)
+        hits += (logits.detach().argmax(1) == y_a).sum()
+    return Pass(
+        loss=loss_sum.item() / images,
+        accuracy=hits.item() / images,
+        grad_norm=norm_sum.item() / len(rates),
+        lr=float(np.mean(rates)),
+        images=images,
+        waited=run.loader.waited - waited,
+    )
 
 
 @torch.inference_mode()

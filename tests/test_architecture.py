@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("study",),
     (
         *("cvtune", "usercode", "lease", "journal", "checkpoint"),
-        *("augment", "regularize", "data", "models", "optim", "metrics", "loss"),
+        *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "loss"),
     ),
     ("train", "results", "preflight", "screen", "ledger", "study_folder"),
     ("report", "tune", "actor"),

@@ -57,7 +57,7 @@ def _published(name: str) -> dict[str, Tensor]:
 
     best: Any = get_model_weights(name).DEFAULT
     try:
-        state: dict[str, Tensor] = best.get_state_dict(progress=False, check_hash=True)
+        state: dict[str, Tensor] = best.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise ConfigError(
             f"model.pretrained = 'default': {best.url} could not be fetched ({error}). Fetch it once on a node "
