@@ -98,8 +98,11 @@ class TrialActor(tune.Trainable):
         for epoch in train(run, stop=lambda: deadline is not None and time.time() > deadline):
             print(_line(epoch))
             place = self._folder / str(self._attempt) / "checkpoints" / str(epoch.step)
-            checkpoint.save(place, run.state_dict(), epoch.numbers())
-            checkpoint.prune(self._folder, keep=2)
+            try:
+                checkpoint.save(place, run.state_dict(), epoch.numbers())
+                checkpoint.prune(self._folder, keep=2)
+            except OSError as error:  # a full disk costs a retry some epochs; it must not cost the trial
+                print(f"checkpoint {place} not saved: {error}")
             yield epoch.numbers()
 
     def _restore(self, run: Any, known_step: int) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -189,15 +190,15 @@ def logs(
 ) -> None:
     """Print what a trial printed, or the events of the study as plain lines."""
     from cvtune import journal
-    from cvtune.screen import plain_line
+    from cvtune.screen import Lines
 
     folder = find(name, storage)
     settings = study.read(folder / "study.json")
     if trial is None:
-        history = journal.History()
+        history, as_line = journal.History(), Lines(settings)
         for event in journal.read(folder):
             history.apply(event)
-            if line := plain_line(event, history, settings):
+            if line := as_line(event, history):
                 print(line)
         return
     wanted = trial.zfill(5)
@@ -305,6 +306,16 @@ def main() -> None:
     except CvtuneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: the disk is full{where}. What was written is whole. "
+            "Free some space; then the same command goes on.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

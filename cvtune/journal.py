@@ -50,13 +50,18 @@ class Journal:
         self._synced = time.monotonic()
 
     def append(self, kind: str, event: dict[str, Any]) -> dict[str, Any]:
-        """Write one event; returns it as `read` will. NaN and infinity become null, since JSON has neither."""
+        """Write one event, whole or not at all; returns it as `read` will. JSON has no NaN: it becomes null."""
         plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in event.items()}
         full = {"v": FORMAT, "n": self._number, "t": round(time.time(), 3), "kind": kind, **plain}
         body = json.dumps(full, separators=(",", ":"), allow_nan=False)[:-1]
         line = f'{body},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'.encode()
-        while line:  # a full disk may take a part; what follows must not start inside a line
-            line = line[os.write(self._handle, line) :]
+        start = os.fstat(self._handle).st_size
+        try:
+            while line:
+                line = line[os.write(self._handle, line) :]
+        except OSError:
+            os.ftruncate(self._handle, start)  # a full disk took a part; a later line must not follow inside it
+            raise
         self._number += 1
         if time.monotonic() - self._synced > COMMIT_S:
             self.commit()

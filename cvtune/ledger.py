@@ -36,6 +36,8 @@ class Ledger:
         self._started = time.time()
         self.next_index = 1 + max((r.index for r in history.trials.values()), default=-1)
         self.calls = len(history.calls)
+        ended = [record for record in history.trials.values() if record.reason is not None]
+        self._kept = sorted(ended, key=self._score, reverse=True)[:KEEP_CHECKPOINTS_OF]
 
     @property
     def deadline(self) -> float | None:
@@ -81,9 +83,14 @@ class Ledger:
 
     def end(self, trial: str, reason: str, message: str = "") -> None:
         """Give a trial its one terminal reason, and free the disk of weights that nobody will ask for."""
-        if self.history.trials[trial].reason is None:
+        record = self.history.trials[trial]
+        if record.reason is None:
             self.note("end", {"trial": trial, "reason": reason, "message": message})
-            self._tidy()
+            ranked = sorted([*self._kept, record], key=self._score, reverse=True)
+            self._kept = ranked[:KEEP_CHECKPOINTS_OF]
+            for dropped in ranked[KEEP_CHECKPOINTS_OF:]:
+                for folder in (self.folder / "trials" / dropped.trial).glob("*/checkpoints"):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def spent(self) -> str | None:
         """Which part of the budget is used up, in words; None while there is some left."""
@@ -98,19 +105,10 @@ class Ledger:
                 return f"budget.gpu_hours = {budget.gpu_hours:g}"
         return None
 
-    def _tidy(self) -> None:
-        sign = 1 if self.study.better == "max" else -1
-        scores = {
-            r.trial: max(
-                (sign * e[self.study.objective] for e in r.epochs if e[self.study.objective] is not None),
-                default=-math.inf,
-            )
-            for r in self.history.trials.values()
-            if r.reason is not None
-        }
-        for trial in sorted(scores, key=scores.__getitem__, reverse=True)[KEEP_CHECKPOINTS_OF:]:
-            for folder in (self.folder / "trials" / trial).glob("*/checkpoints"):
-                shutil.rmtree(folder, ignore_errors=True)
+    def _score(self, record: TrialRecord) -> float:
+        """The best objective of a trial, larger is better."""
+        sign, objective = 1 if self.study.better == "max" else -1, self.study.objective
+        return max((sign * e[objective] for e in record.epochs if e[objective] is not None), default=-math.inf)
 
     def _out_of_patience(self, record: TrialRecord) -> bool:
         patience, sign = record.recipe.patience, 1 if self.study.better == "max" else -1

@@ -29,7 +29,7 @@ class Screen:
     """
 
     def __init__(self, study: Study, console: Console) -> None:
-        self._study, self._console = study, console
+        self._study, self._console, self._line = study, console, Lines(study)
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._drawn = 0.0
 
@@ -49,7 +49,7 @@ class Screen:
 
     def __call__(self, event: dict[str, Any], history: History) -> None:
         if self._live is None:
-            if line := plain_line(event, history, self._study):
+            if line := self._line(event, history):
                 print(line, flush=True)
         elif time.monotonic() - self._drawn > REFRESH_S or event["kind"] == "close":
             rows = max(5, self._console.height - 8)
@@ -57,25 +57,33 @@ class Screen:
             self._drawn = time.monotonic()
 
 
-def plain_line(event: dict[str, Any], history: History, study: Study) -> str:
-    """One event as one line of a log file; empty for what only the journal needs."""
-    clock = f"{datetime.fromtimestamp(event['t']):%H:%M:%S}"
-    if event["kind"] == "epoch":
-        record = history.trials[event["trial"]]
-        best = history.best(study.objective, study.better)
-        tail = f"  best {best[1][study.objective]:.4f} ({best[0].trial})" if best else ""
-        return (
-            f"{clock} trial {record.trial} epoch {event['epoch']}/{record.recipe.max_epochs} "
-            f"{study.objective} {show(event[study.objective])}{tail}"
-        )
-    if event["kind"] == "end":
-        detail = f": {event['message']}" if event["message"] else ""
-        return f"{clock} trial {event['trial']} {event['reason']}{detail}"
-    if event["kind"] == "call" and event["action"] == "retry":
-        return f"{clock} trial {event['trial']} taken up again: {event['why']}"
-    if event["kind"] == "open":
-        return f"{clock} study {study.name} term {event['term']} on {event['host']}"
-    return f"{clock} study {study.name} closed: {event['why']}" if event["kind"] == "close" else ""
+class Lines:
+    """Events as lines of a log file, one each; empty for what only the journal needs."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._best: tuple[float, str] | None = None  # larger is better; kept here, as events may be many
+
+    def __call__(self, event: dict[str, Any], history: History) -> str:
+        clock = f"{datetime.fromtimestamp(event['t']):%H:%M:%S}"
+        if event["kind"] == "epoch":
+            return f"{clock} {self._epoch(event, history.trials[event['trial']])}"
+        if event["kind"] == "end":
+            detail = f": {event['message']}" if event["message"] else ""
+            return f"{clock} trial {event['trial']} {event['reason']}{detail}"
+        if event["kind"] == "call" and event["action"] == "retry":
+            return f"{clock} trial {event['trial']} taken up again: {event['why']}"
+        if event["kind"] == "open":
+            return f"{clock} study {self._study.name} term {event['term']} on {event['host']}"
+        return f"{clock} study {self._study.name} closed: {event['why']}" if event["kind"] == "close" else ""
+
+    def _epoch(self, event: dict[str, Any], record: TrialRecord) -> str:
+        objective, sign = self._study.objective, 1 if self._study.better == "max" else -1
+        score = event[objective]
+        if score is not None and (self._best is None or sign * score > self._best[0]):
+            self._best = sign * score, record.trial
+        tail = f"  best {sign * self._best[0]:.4f} ({self._best[1]})" if self._best else ""
+        return f"trial {record.trial} epoch {event['epoch']}/{record.recipe.max_epochs} {objective} {show(score)}{tail}"
 
 
 def trials_table(study: Study, history: History, rows: int) -> Table:

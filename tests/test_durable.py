@@ -107,6 +107,24 @@ def test_lines_are_plain_json_with_number_version_and_checksum(tmp_path: Path) -
     assert all(e["v"] == 1 and len(e["crc"]) == 8 for e in events)
 
 
+def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _study_with(tmp_path, 1) / "journal" / "0001.jsonl"
+    before, journal, write = path.read_bytes(), Journal(path), os.write
+
+    def nearly_full(handle: int, content: bytes) -> int:
+        if len(content) < 30:
+            raise OSError(28, "No space left on device")
+        return write(handle, content[: len(content) - 20])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", nearly_full)
+        with pytest.raises(OSError, match="No space"):
+            journal.append("close", {"why": "complete"})
+    assert path.read_bytes() == before
+    journal.append("close", {"why": "complete"})
+    assert load(tmp_path).complete
+
+
 @pytest.mark.parametrize("cut", [1, 5, 30])
 def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
     path = _study_with(tmp_path, 3) / "journal" / "0001.jsonl"
