@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +153,22 @@ def test_list_status_logs_and_export_show_the_study(finished: Path) -> None:
     assert "epoch 1: train_loss" in show("logs", "digits", "0")
     assert "epochs.parquet" in show("export", "digits", "--to", str(finished / "out"))
     assert "not running" in show("stop", "digits")
+
+
+@pytest.mark.slow
+def test_a_folder_of_photos_with_a_corrupt_one_is_searched(tmp_path: Path, photo_folder: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(photo_folder, photos)
+    torn = photos / "flower" / "003.jpg"
+    torn.write_bytes(torn.read_bytes()[:200])
+    settings = ["data.max_corrupt=0.05", "data.image_size=32", "max_epochs=2", "budget.trials=3", "data.batch_size=16"]
+    done = cvtune("run", str(photos), *(part for s in settings for part in ("--set", s)), tmp=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "flower/003.jpg" in done.stdout
+    study = tmp_path / "studies" / "photos"
+    epochs_are_exactly_those_of_the_trials(study)
+    provenance = json.loads((study / "study.json").read_text())["provenance"]
+    assert len(provenance["corrupt"]) == 1 and sum(provenance["images"].values()) == 59
 
 
 def start(*arguments: str, tmp: Path) -> subprocess.Popen[str]:
