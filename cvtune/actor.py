@@ -20,7 +20,7 @@ from typing import Any
 from ray import tune
 
 from cvtune.epoch import Epoch
-from cvtune.errors import DataError
+from cvtune.errors import DataError, told
 from cvtune.recipe import Recipe
 from cvtune.study import Source
 
@@ -127,18 +127,8 @@ class TrialActor(tune.Trainable):
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         traceback.print_exc()
-        self._failed = f"{type(error).__name__}: {error}"
-        kind = type(error).__name__
-        reason = (
-            "oom_gpu" if kind == "OutOfMemoryError" else "oom_host" if isinstance(error, MemoryError) else "code_error"
-        )
-        reason = "data_error" if isinstance(error, DataError) else reason
-        root: BaseException = error
-        while root.__cause__ is not None:  # where the user's own code failed, not where that was noticed
-            root = root.__cause__
-        frames = [f for f in traceback.extract_tb(root.__traceback__) if "site-packages" not in f.filename]
-        where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-        return {"failure": reason, "message": self._failed[:2000] + where, **self._identity()}
+        self._failed = told(error)
+        return {"failure": reason_of(error), "message": self._failed, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
         return {"attempt": self._attempt, "node": platform.node(), "pid": os.getpid()}
@@ -149,6 +139,15 @@ class TrialActor(tune.Trainable):
         path = self._folder / str(self._attempt) / "log.txt"
         with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             yield
+
+
+def reason_of(error: Exception) -> str:
+    """The terminal reason of a trial that raised `error`."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; it says so of GPUs only
+        return "oom_gpu"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "oom_host"
+    return "data_error" if isinstance(error, DataError) else "code_error"
 
 
 def limit_threads(cpus: float) -> None:

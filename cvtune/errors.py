@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -66,6 +68,16 @@ def config_error(error: ValidationError, prefix: str = "") -> ConfigError:
     rule = first["msg"].removeprefix("Value error, ")
     value = "" if first["type"] == "missing" else f" = {_short(first['input'])}"
     return ConfigError(f"{name or 'value'}{value}: {rule[:1].lower()}{rule[1:].rstrip('.')}.")
+
+
+def told(error: BaseException) -> str:
+    """An exception of somebody's code in one line: its class, its text, and the line of their code that failed."""
+    root = error
+    while root.__cause__ is not None:  # where it happened, not where it was noticed
+        root = root.__cause__
+    frames = [f for f in traceback.extract_tb(root.__traceback__) if "site-packages" not in f.filename]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}"[:2000] + where
 
 
 def _short(value: Any, limit: int = 80) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cvtune import errors
-from cvtune.errors import ConfigError, CvtuneError
+from cvtune.errors import ConfigError, CvtuneError, told
 from cvtune.recipe import Recipe
 from cvtune.study import Study, make
 
@@ -88,12 +88,20 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
     data = open_dataset(
         study.data, study.recipe.data, cache_folder(cache), study.resources.cache_bytes, os.cpu_count() or 1
     )
+    import torch  # late: a folder without images should not wait for it
+
+    torch.set_num_threads(1)  # Ray starts beside this
     for name, recipe in corners(study):
         try:
             _try(recipe, data)
-        except ConfigError as error:
+        except CvtuneError as error:
             raise ConfigError(f"{name}: {error}" if name else str(error)) from None
-    from cvtune import augment, regularize  # late: a folder without images should not wait for torch
+        except Exception as error:  # whatever user code or an unlucky combination may raise
+            what = f"{name}: " if name else ""
+            raise ConfigError(
+                f"{what}training one step on four images failed with {told(error)}. Correct it; nothing was trained."
+            ) from None
+    from cvtune import augment, regularize
 
     return Prepared(
         classes=data.classes,
@@ -137,7 +145,7 @@ def _try(recipe: Recipe, data: Any) -> None:
     fast = recipe.replace(
         {"max_epochs": 1, "changes": (), "data.train_fraction": 1.0, "optim.warmup_epochs": 0, "data.batch_size": 4}
     )
-    run = Run(fast, tiny)
+    run = Run(fast, tiny, device="cpu")  # the driver's machine may have no GPU, or one that is not ours
     check_model(run.model, len(data.classes), recipe.data.image_size)
     next(train(run))
 

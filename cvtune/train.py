@@ -54,6 +54,9 @@ class Run:
         self.used = subset(data.train.labels, recipe.data.train_fraction, recipe.seed)
         self.clean = np.sort(np.random.default_rng(0).permutation(len(data.train.labels))[:CLEAN_SLICE])
         self.loader = Loader(data.train, workers=workers, pin=on_gpu)
+        if on_gpu:
+            torch.backends.cudnn.benchmark = True  # the shape of a batch hardly changes
+            torch.cuda.reset_peak_memory_stats(self.device)  # a warm process has trained other trials
         seed_everything(recipe.seed, 0)
         self.model = build_model(resolve(recipe), len(data.classes), recipe.data.image_size)
         # Measured with torch 2.15 (oneDNN 3.13): with several CPU threads, convolutions on channels-last tensors crash
@@ -202,7 +205,7 @@ def seed_everything(seed: int, epoch: int) -> int:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory in MB: of the GPU since the process began to use it, else of the whole process."""
+    """Peak memory in MB: of the GPU since the run began, else of the whole process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux

@@ -59,6 +59,11 @@ def corrupt(folder: Path) -> Path:
     return folder
 
 
+def failing(folder: Path) -> str:
+    (folder / "failing_policy.py").write_text("def policy(strength, image_size):\n    return 1 / 0\n")
+    return "failing_policy"
+
+
 BAD_INPUT: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "missing folder": (lambda t: [str(t / "photos")], 2, "neither a workflow"),
     "missing workflow": (lambda t: [str(t / "flow.py")], 2, "does not exist"),
@@ -70,6 +75,11 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "unknown field": (lambda t: ["digits", "--set", "augment.strenght=1"], 2, "Did you mean 'augment.strength'"),
     "no value": (lambda t: ["digits", "--set", "augment.strength"], 2, "path=value"),
     "user function": (lambda t: ["digits", "--set", "loss.name=python:nowhere:loss"], 2, "nowhere"),
+    "failing transform": (
+        lambda t: ["digits", "--set", f"augment.policy=python:{failing(t)}:policy"],
+        2,
+        "failing_policy.py, line 2",
+    ),
     "unwritable storage": (lambda t: ["digits", "--storage", "/proc/nowhere"], 2, "--storage"),
     "too many cores": (lambda t: ["digits", "--set", "resources.cpu=999"], 4, "resources.cpu"),
     "must resume": (lambda t: ["digits", "--resume", "must"], 2, "no study 'digits'"),

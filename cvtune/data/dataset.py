@@ -136,4 +136,6 @@ def _on_the_fly(plan: Plan, scan: Scan, limit: int) -> Dataset:
 def _skipped(corrupt: tuple[str, ...]) -> tuple[str, ...]:
     if not corrupt:
         return ()
-    return (f"{len(corrupt)} images cannot be decoded and are skipped, for example {corrupt[0]}.",)
+    return (
+        f"{len(corrupt)} images cannot be decoded and are skipped (study.json lists them), for example {corrupt[0]}.",
+    )
