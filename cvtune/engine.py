@@ -253,7 +253,7 @@ def _drive(
         study.to_json(before or provenance(prepared, [node["Resources"] for node in ray.nodes()])),
     )
     (folder / STOP_REQUEST).unlink(missing_ok=True)
-    journal, history = Journal(lease.journal), load(folder)
+    journal, history = Journal(lease.journal, lease.lost.is_set), load(folder)
     ledger = Ledger(study, folder, journal, history, resources.get("GPU", 0), lambda event: listen(event, history))
     ledger.note("open", {"term": lease.term, "host": platform.node(), "pid": os.getpid(), "resources": resources})
     why = "failed"
@@ -270,11 +270,12 @@ def _drive(
                 ledger.end(record.trial, "stopped_budget", ledger.spent() or "")
         why = "complete" if caught.number is None else signal.Signals(caught.number).name
     finally:
-        ledger.note("close", {"why": why})
+        if not lease.lost.is_set():  # else everything here belongs to another process now
+            ledger.note("close", {"why": why})
+            write_tables(folder, history)
+            write_best(study, folder, history)
+            shutil.rmtree(folder / ".ray", ignore_errors=True)
         journal.close()
-        write_tables(folder, history)
-        write_best(study, folder, history)
-        shutil.rmtree(folder / ".ray", ignore_errors=True)
     return history
 
 

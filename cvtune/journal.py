@@ -14,12 +14,12 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cvtune.errors import CvtuneError
+from cvtune.errors import CvtuneError, OwnedError
 from cvtune.recipe import Recipe, Value
 
 FORMAT = 1
@@ -44,13 +44,17 @@ REASONS = {
 class Journal:
     """Appends events to one term's file. A line goes to the system at once and to the disk at least every second."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lost: Callable[[], bool] = lambda: False) -> None:
+        """`lost` says whether another process has taken over; nothing is written from then on."""
+        self._lost = lost
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._number = 0
         self._synced = time.monotonic()
 
     def append(self, kind: str, event: dict[str, Any]) -> dict[str, Any]:
         """Write one event, whole or not at all; returns it as `read` will. JSON has no NaN: it becomes null."""
+        if self._lost():
+            raise OwnedError("the study was taken over by another process while this one was silent.")
         plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in event.items()}
         full = {"v": FORMAT, "n": self._number, "t": round(time.time(), 3), "kind": kind, **plain}
         body = json.dumps(full, separators=(",", ":"), allow_nan=False)[:-1]

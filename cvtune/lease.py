@@ -33,11 +33,9 @@ class Lease:
 
     def __init__(self, study: Path) -> None:
         self.path = study / "lease.json"
+        refuse_if_owned(study)
         journals = study / "journal"
         journals.mkdir(parents=True, exist_ok=True)
-        previous = owner(study)
-        if previous is not None and is_alive(previous):
-            raise OwnedError(_owned(study, previous))
         self.term = 1 + max((int(p.stem) for p in journals.glob("*.jsonl") if p.stem.isdigit()), default=0)
         self.journal = journals / f"{self.term:04d}.jsonl"
         try:
@@ -72,6 +70,13 @@ class Lease:
         me: dict[str, Any] = {"format": FORMAT, "term": self.term, "host": socket.gethostname(), "pid": os.getpid()}
         me |= {"started": psutil.Process().create_time(), "heartbeat": time.time(), "released": released}
         write_whole(self.path, json.dumps(me))
+
+
+def refuse_if_owned(study: Path) -> None:
+    """Raise OwnedError if a living process owns the study."""
+    current = owner(study)
+    if current is not None and is_alive(current):
+        raise OwnedError(_owned(study, current))
 
 
 def owner(study: Path) -> dict[str, Any] | None:

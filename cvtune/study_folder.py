@@ -17,6 +17,7 @@ from cvtune import __version__
 from cvtune.durable import read_json, write_whole
 from cvtune.errors import ConfigError
 from cvtune.journal import History, load
+from cvtune.lease import refuse_if_owned
 from cvtune.preflight import Prepared
 from cvtune.study import Study, read
 
@@ -41,6 +42,7 @@ def check_folder(study: Study, folder: Path, resume: str) -> History:
         )
     if not existing and resume == "must":
         raise ConfigError(f"there is no study {study.name!r} in {folder.parent} to resume. Check --name and --storage.")
+    refuse_if_owned(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder.parent) as probe:

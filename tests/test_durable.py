@@ -74,6 +74,18 @@ def test_a_dead_or_silent_owner_does_not_hold_the_study(tmp_path: Path) -> None:
     assert lease.is_alive({**alive, "host": "elsewhere", "heartbeat": lease.time.time()})
 
 
+def test_who_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
+    mine = lease.Lease(tmp_path)
+    journal = Journal(mine.journal, mine.lost.is_set)
+    journal.append("open", {"term": 1})
+    mine.lost.set()
+    before = mine.journal.read_bytes()
+    with pytest.raises(OwnedError, match="taken over"):
+        journal.append("epoch", {"trial": "00000", "step": 1})
+    mine.release()
+    assert mine.journal.read_bytes() == before and not lease.owner(tmp_path)["released"]
+
+
 # --- journal
 
 

@@ -163,3 +163,21 @@ def test_l1_makes_weights_exactly_zero_and_the_share_is_reported(digits: Dataset
         for l1 in (0.0, 0.3)
     ]
     assert shares[0] == 0.0 and shares[1] > 0.01
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_learns_too_and_takes_up_a_checkpoint(digits: Dataset, tmp_path: Path) -> None:
+    recipe = SMALL.replace({"data.train_fraction": 1.0, "max_epochs": 6, "optim.ema": 0.9})
+    run = Run(recipe, digits)
+    assert run.device.type == "cuda" and run.layout is torch.channels_last
+    epochs = []
+    for epoch in train(run):
+        epochs.append(epoch)
+        if epoch.epoch == 3:
+            checkpoint.save(tmp_path / "3", run.state_dict(), epoch.numbers())
+            break
+    again = Run(recipe, digits)
+    again.load_state_dict(checkpoint.load(tmp_path / "3")[0])
+    epochs += list(train(again))
+    assert [e.epoch for e in epochs] == [1, 2, 3, 4, 5, 6]
+    assert epochs[-1].val_accuracy > 0.85 and 0 < epochs[-1].peak_memory < 4000
