@@ -48,7 +48,7 @@ from cvtune.tune import STOP, EndOfStudy, Proposer, Referee, ray_scheduler, repl
 
 Listener = Callable[[dict[str, Any], History], None]
 TABLES_S = 30.0
-EARLY_S = 1.5
+EARLY_S = 1.0
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def _try(recipe: Recipe, data: Any) -> None:
     import numpy as np
 
     from cvtune.models import check_model
-    from cvtune.train import Run, train
+    from cvtune.regularize import resolve
+    from cvtune.train import Run, one_pass
 
     few = np.unique(np.linspace(0, len(data.train.labels) - 1, 4).astype(int))
     part = dataclasses.replace(
@@ -147,7 +148,7 @@ def _try(recipe: Recipe, data: Any) -> None:
     )
     run = Run(fast, tiny, device="cpu")  # the driver's machine may have no GPU, or one that is not ours
     check_model(run.model, len(data.classes), recipe.data.image_size)
-    next(train(run))
+    one_pass(run, resolve(fast), seed=0, stop=lambda: False)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from cvtune.recipe import Recipe
 from cvtune.regularize import resolve
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLEAN_SLICE = 512  # training images on which the un-augmented loss is measured
+CLEAN_SLICE = 256  # training images on which the un-augmented loss is measured
 EVALUATION_BATCH = 256
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torchmetrics.functional
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
 from cvtune.metrics import classification
@@ -27,6 +28,21 @@ def test_agrees_with_sklearn(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     assert values["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert values["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert values["loss"] == pytest.approx(log_loss(labels, logits.double().softmax(1)), rel=1e-5)
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 5.0, 30.0])
+def test_agrees_with_torchmetrics(batch: tuple[torch.Tensor, torch.Tensor], sharpness: float) -> None:
+    logits, labels = batch[0] * sharpness, batch[1]
+    values, options = classification(logits, labels), {"task": "multiclass", "num_classes": 5}
+    assert values["ece"] == pytest.approx(
+        torchmetrics.functional.calibration_error(logits, labels, **options).item(), abs=1e-6
+    )
+    assert values["macro_f1"] == pytest.approx(
+        torchmetrics.functional.f1_score(logits, labels, average="macro", **options).item()
+    )
+    assert values["balanced_accuracy"] == pytest.approx(
+        torchmetrics.functional.accuracy(logits, labels, average="macro", **options).item()
+    )
 
 
 def test_ece_is_the_gap_between_confidence_and_accuracy() -> None:
