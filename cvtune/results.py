@@ -73,7 +73,7 @@ TRIALS = (
 DECISIONS = (
     *KEYS,
     Column("step", pa.int64(), "Report after which it was decided."),
-    Column("action", pa.string(), "stop, promote, retry or end."),
+    Column("action", pa.string(), "stop, promote or retry."),
     Column("reason", pa.string(), "Why."),
     Column("time", TIME, "When."),
 )

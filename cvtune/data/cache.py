@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cvtune.durable import write_whole
 from cvtune.errors import ConfigError, DataError
 
 LONGEST_WAIT_S = 2 * 3600.0
@@ -50,15 +51,7 @@ def allowance(cache: Path, limit_bytes: int | None) -> int:
 def remember(path: Path, content: bytes) -> None:
     """Writes a small file that saves work next time: all of it, or nothing where the disk is full."""
     with contextlib.suppress(OSError):
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(descriptor)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_whole(path, content)
 
 
 @contextlib.contextmanager
