@@ -7,30 +7,39 @@ A workflow file needs only this module:
 
 from cvtune.epoch import Epoch
 from cvtune.recipe import Augment, Data, Loss, Model, Optim, Recipe, Regularize
-from cvtune.schedulers import ASHA, FIFO
-from cvtune.searchers import Random
+from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
+from cvtune.searchers import GP, TPE, Grid, Random, Sobol
 from cvtune.space import Choice, IntUniform, LogUniform, Space, Uniform, When, space
-from cvtune.study import Budget, Resources, Source, Study
+from cvtune.study import Budget, Confirm, Resources, Source, Study
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASHA",
     "FIFO",
+    "GP",
+    "PB2",
+    "PBT",
+    "TPE",
     "Augment",
     "Budget",
     "Choice",
+    "Confirm",
     "Data",
     "Epoch",
+    "Grid",
+    "HyperBand",
     "IntUniform",
     "LogUniform",
     "Loss",
+    "Median",
     "Model",
     "Optim",
     "Random",
     "Recipe",
     "Regularize",
     "Resources",
+    "Sobol",
     "Source",
     "Space",
     "Study",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import io
 import os
 import platform
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +20,10 @@ from typing import Any
 
 from ray import tune
 
+from cvtune.durable import write_whole
 from cvtune.epoch import Epoch
 from cvtune.errors import DataError, told
+from cvtune.pulse import Pulse, die_hung
 from cvtune.recipe import Recipe
 from cvtune.study import Source
 
@@ -36,28 +38,37 @@ class TrialActor(tune.Trainable):
     """One trial at a time. `setup` and `reset_config` begin one, each `step` trains one epoch."""
 
     _epochs: Iterator[dict[str, Any]]
+    _folder: Path
+    _pulse: Pulse
+    _broken: Exception | None
 
     def setup(self, config: dict[str, Any]) -> None:
         for root in config["roots"]:
             if root not in sys.path:
                 sys.path.insert(0, root)
         keep_memory()
+        self._open = contextlib.ExitStack()  # what a trial leaves to be closed
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._begin(new_config)
+        try:
+            self._begin(new_config)
+        except Exception as error:  # Ray would neither retry nor end a trial whose reset fails: the first step says so
+            self._broken = error
         return True
 
     def step(self) -> dict[str, Any]:
         if self._failed:
             raise TrialFailed(self._failed)
-        with self._logged():
+        if self._broken is not None:
+            return self._failure(self._broken)
+        with self._logged(), self._pulse.busy():
             try:
                 epoch = next(self._epochs, None)
             except Exception as error:
                 return self._failure(error)
         if epoch is None:
-            return {"cut": True, **self._identity()}
+            return {"cut": "deadline" if self._pulse.overdue else "halt", **self._identity()}
         return {**epoch, **self._identity()}
 
     def cleanup(self) -> None:
@@ -71,14 +82,22 @@ class TrialActor(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._release()
-        self._failed = ""
+        self._failed, self._broken, self._attempt, self._config = "", None, 0, config
         self._folder = Path(config["study"]) / "trials" / config["trial"]
         self._attempt = _new_attempt(self._folder)
-        self._config = config
+        self._pulse = Pulse(
+            Path(config["halt"]), config["deadline"], config["hang_s"], hung=lambda: die_hung(self._place)
+        )
+        self._open.callback(self._pulse.close)
         self._epochs = self._train()
+
+    @property
+    def _place(self) -> Path:
+        return self._folder / str(self._attempt)
 
     def _release(self) -> None:
         self._epochs = iter(())
+        self._open.close()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():  # collecting takes 0.2 s, which only GPU memory is worth
             gc.collect()
@@ -86,44 +105,57 @@ class TrialActor(tune.Trainable):
 
     def _train(self) -> Iterator[dict[str, Any]]:
         """The numbers of each epoch, each saved before it is reported: what the driver knows can be taken up again."""
-        from cvtune import checkpoint
-        from cvtune.train import Run, train
-
         config = self._config
-        limit_threads(config["cpu"])
-        recipe = Recipe.model_validate(config["recipe"])
-        run = Run(recipe, opened(config, recipe), workers=max(0, int(config["cpu"]) - 1))
-        numbers = self._restore(run, config["known_step"])
+        with self._pulse.unwatched():  # imports, decoding and building may take long
+            from cvtune import checkpoint
+            from cvtune.train import Run, train
+
+            limit_threads(config["cpu"])
+            recipe = Recipe.model_validate(config["recipe"])
+            run = Run(recipe, opened(config, recipe), workers=max(0, int(config["cpu"]) - 1))
+            numbers = self._restore(run)
         if numbers is not None:
             yield numbers
-        deadline = config["deadline"]
-        for epoch in train(run, stop=lambda: deadline is not None and time.time() > deadline):
+        for epoch in train(run, stop=self._pulse.stop):
             print(_line(epoch))
-            place = self._folder / str(self._attempt) / "checkpoints" / str(epoch.step)
+            place = self._place / "checkpoints" / str(epoch.step)
             try:
                 checkpoint.save(place, run.state_dict(), epoch.numbers())
-                checkpoint.prune(self._folder, keep=2)
             except OSError as error:  # a full disk costs a retry some epochs; it must not cost the trial
                 print(f"checkpoint {place} not saved: {error}")
+            self._pulse.beat()
             yield epoch.numbers()
 
-    def _restore(self, run: Any, known_step: int) -> dict[str, Any] | None:
-        """Load the furthest intact checkpoint; returns its report if the driver never got it."""
+    def _restore(self, run: Any) -> dict[str, Any] | None:
+        """Load the furthest intact checkpoint; returns its report if the driver never got it.
+
+        After an exploit the trial's own checkpoints count only where the exploit has been carried out; before that
+        its weights are those of the donor, at its own number of reports.
+        """
         from cvtune import checkpoint
 
+        known_step, exploit = self._config["known_step"], self._config["exploit"]
+        after = exploit or {"step": 0, "attempt": 0}
         for place in checkpoint.newest(self._folder):
-            try:
-                state, numbers = checkpoint.load(place)
-            except checkpoint.CheckpointError as error:
-                print(f"skipped: {error}")
+            if int(place.name) <= after["step"] or int(place.parent.parent.name) <= after["attempt"]:
                 continue
-            run.load_state_dict(state)
-            print(f"taken up after epoch {run.epoch} from {place}")
-            return numbers if numbers["step"] > known_step else None
+            if int(place.name) > known_step + 1:
+                continue  # a report in between got lost with its driver; it is trained again
+            if (numbers := _load(run, place)) is not None:
+                print(f"taken up after epoch {run.epoch} from {place}")
+                return numbers if numbers["step"] > known_step else None
+        if exploit:
+            for place in checkpoint.newest(self._folder.parent / exploit["donor"]):
+                if int(place.name) == exploit["donor_step"] and _load(run, place) is not None:
+                    run.step = exploit["step"]
+                    print(f"took over the weights of trial {exploit['donor']}, epoch {run.epoch}, from {place}")
+                    return None
         if known_step > 0:
+            of = f"of it or its donor {exploit['donor']}" if exploit else f"in {self._folder}"
+            of = f"of it or its donor {exploit['donor']}" if exploit else f"in {self._folder}"
             raise DataError(
-                f"trial {self._folder.name} had reported {known_step} epochs, but no checkpoint in {self._folder} "
-                "is intact. It is not started from scratch, which would repeat rows."
+                f"trial {self._folder.name} had reported {known_step} epochs, but no checkpoint {of} is intact. "
+                "It is not started from scratch, which would repeat rows."
             )
         return None
 
@@ -138,8 +170,11 @@ class TrialActor(tune.Trainable):
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
         """What the trial prints goes to `log.txt` of its attempt."""
-        path = self._folder / str(self._attempt) / "log.txt"
-        with path.open("a", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        with (
+            (self._place / "log.txt").open("a", buffering=1) as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
             yield
 
 
@@ -210,6 +245,45 @@ def _new_attempt(trial: Path) -> int:
             number += 1
         else:
             return number
+
+
+def _load(run: Any, place: Path) -> dict[str, Any] | None:
+    """Bring `run` to a checkpoint and return the report saved with it; None if the checkpoint is not intact."""
+    from cvtune import checkpoint
+
+    try:
+        state, numbers = checkpoint.load(place)
+    except checkpoint.CheckpointError as error:
+        print(f"skipped: {error}")
+        return None
+    run.load_state_dict(state)
+    return numbers
+
+
+def score_test(config: dict[str, Any]) -> dict[str, Any]:
+    """Score the last checkpoint of a finished trial on the test images; writes `test.npz` beside it.
+
+    Returns:
+        The metrics by name (`test_accuracy`, ...). The file holds `probabilities` float32 (N, C) and `labels` (N,).
+    """
+    import numpy as np
+
+    from cvtune import checkpoint, train
+
+    for root in config["roots"]:
+        if root not in sys.path:
+            sys.path.insert(0, root)
+    limit_threads(config["cpu"])
+    folder = Path(config["study"]) / "trials" / config["trial"]
+    recipe = Recipe.model_validate(config["recipe"])
+    run = train.Run(recipe, opened(config, recipe))
+    if not any(_load(run, place) is not None for place in checkpoint.newest(folder)):
+        raise DataError(f"trial {config['trial']} cannot be scored: no checkpoint in {folder} is intact.")
+    metrics, probabilities = train.score_test(run)
+    content = io.BytesIO()
+    np.savez(content, probabilities=probabilities, labels=run.data.test.labels)
+    write_whole(folder / "test.npz", content.getvalue())
+    return metrics
 
 
 def _line(epoch: Epoch) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -36,7 +37,10 @@ def save(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, Any]) -> 
     aside = aside_name(folder)
     aside.mkdir()
     try:
-        safetensors.torch.save_file(tensors, aside / TENSORS)
+        try:
+            safetensors.torch.save_file(tensors, aside / TENSORS)
+        except safetensors.SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{aside / TENSORS}: {error}") from None
         files = {TENSORS: {"size": (aside / TENSORS).stat().st_size, "blake2b": _digest(aside / TENSORS)}}
         manifest = {"format": FORMAT, "files": files, "numbers": dict(numbers), "state": skeleton}
         (aside / MANIFEST).write_text(json.dumps(manifest))

@@ -62,6 +62,14 @@ def run(
     resume: Annotated[
         Resume, typer.Option(help="Take up a study of this name: if there is one, only then, or not at all.")
     ] = Resume.auto,
+    warm: Annotated[
+        str | None,
+        typer.Option(
+            "--warm-start",
+            metavar="STUDY",
+            help="Learn from an earlier study: its best recipes are tried first, the searcher knows its scores.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check images and both ends of every domain, show the study, train nothing."),
@@ -74,6 +82,8 @@ def run(
     roots = tuple(
         dict.fromkeys([*([str(Path(target).resolve().parent)] if target.endswith(".py") else []), str(Path.cwd())])
     )
+    if warm is not None:
+        chosen = _warmed(chosen, warm, storage)
     if dry_run:
         _dry_run(chosen, cache, roots)
         return
@@ -127,7 +137,9 @@ def preview(
 @app.command("list")
 def list_studies(storage: Storage = STUDIES) -> None:
     """List the studies of a storage folder."""
-    from cvtune import journal, lease
+    from cvtune import history as histories
+    from cvtune import lease
+    from cvtune.noise import noise_floor
 
     found = sorted(path.parent for path in storage.glob("*/study.json"))
     if not found:
@@ -135,16 +147,17 @@ def list_studies(storage: Storage = STUDIES) -> None:
         return
     table = Table("study", "state", "trials", "epochs", "objective", "best", box=None)
     for folder in found:
-        settings, history = study.read(folder / "study.json"), journal.load(folder)
+        settings, history = study.read(folder / "study.json"), histories.load(folder)
         owner = lease.owner(folder)
         state = "running" if owner and lease.is_alive(owner) else "complete" if history.complete else "interrupted"
-        best = history.best(settings.objective, settings.better)
-        score = f"{best[1][settings.objective]:.4f}" if best else ""
+        best = history.best(settings)
+        floor = noise_floor(settings, history)
+        score = f"{best[1][settings.objective]:.4f}{floor.spread if floor else ''}" if best else ""
         trained = sum(len(r.epochs) for r in history.trials.values())
         table.add_row(
             settings.name,
             state,
-            f"{len(history.trials)}/{settings.budget.trials}",
+            f"{len(history.of('search', 'control'))}/{settings.budget.trials}",
             str(trained),
             settings.objective,
             score,
@@ -160,11 +173,12 @@ def status(
     svg: Annotated[Path | None, typer.Option(help="Also write what is shown as an SVG picture.")] = None,
 ) -> None:
     """Show the trials of a study and the best recipe so far."""
-    from cvtune import journal, lease
+    from cvtune import history as histories
+    from cvtune import lease
     from cvtune.screen import progress_line, summary, trials_table
 
     folder = find(name, storage)
-    settings, history = study.read(folder / "study.json"), journal.load(folder)
+    settings, history = study.read(folder / "study.json"), histories.load(folder)
     owner = lease.owner(folder)
     console = screen_console(record=svg is not None)
     console.print(trials_table(settings, history, rows))
@@ -189,13 +203,14 @@ def logs(
     storage: Storage = STUDIES,
 ) -> None:
     """Print what a trial printed, or the events of the study as plain lines."""
+    from cvtune import history as histories
     from cvtune import journal
     from cvtune.screen import Lines
 
     folder = find(name, storage)
     settings = study.read(folder / "study.json")
     if trial is None:
-        history, as_line = journal.History(), Lines(settings)
+        history, as_line = histories.History(), Lines(settings)
         for event in journal.read(folder):
             history.apply(event)
             if line := as_line(event, history):
@@ -276,6 +291,20 @@ def exit_code(signal_number: int) -> int:
     return 130 if signal_number == 2 else 75
 
 
+def _warmed(chosen: study.Study, older: str, storage: Path) -> study.Study:
+    """`chosen` with what an older study learned; what it took when it first began, if it is taken up again."""
+    own = storage / chosen.name / "study.json"
+    if own.is_file():
+        begun = study.read(own)
+        return chosen.model_copy(update={"points": begun.points, "prior": begun.prior})
+    from cvtune.warm import warm_start
+
+    chosen, notices = warm_start(chosen, find(older, storage))
+    for notice in notices:
+        print(notice)
+    return chosen
+
+
 def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) -> None:
     from cvtune import preflight
 
@@ -284,9 +313,13 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
     print(f"images: {prepared.images}, classes: {', '.join(prepared.classes)}", file=sys.stderr)
     for notice in prepared.notices:
         print(notice, file=sys.stderr)
-    most = chosen.budget.trials * chosen.recipe.max_epochs
+    noise = chosen.noise_seeds if chosen.budget.trials else 0
+    again = (chosen.confirm.top + len(chosen.candidates) + 2) * chosen.confirm.seeds
+    again = again if chosen.confirm.top or chosen.candidates else 0
     print(
-        f"all checks passed; at most {chosen.budget.trials} trials and {most} epochs. Nothing was trained.",
+        f"all checks passed; at most {chosen.budget.trials} trials, {noise} of the default recipe to measure noise, "
+        f"and {again} to confirm: {(chosen.budget.trials + noise + again) * chosen.recipe.max_epochs} epochs. "
+        "Nothing was trained.",
         file=sys.stderr,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import platform
 import shutil
@@ -11,44 +10,35 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
-
-# Read when Ray is imported. Under `uv run` Ray would start every worker through uv and upload the working directory;
-# Tune would write three log formats and its own state per trial, which the journal replaces.
-os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-for _name, _value in {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}.items():
-    os.environ.setdefault(_name, _value)
 
 import ray
 from ray import tune
 
-from cvtune import preflight
-from cvtune.actor import TrialActor
+from cvtune import confirm, preflight
+from cvtune.actor import TrialActor, score_test
+from cvtune.cluster import cluster, slots_of, trial_resources
 from cvtune.durable import read_json, write_whole
-from cvtune.errors import ClusterError, CvtuneError, OwnedError
-from cvtune.journal import History, Journal, load
+from cvtune.errors import CvtuneError, OwnedError
+from cvtune.history import History
+from cvtune.journal import Journal
 from cvtune.lease import STOP_REQUEST, Lease
 from cvtune.ledger import Ledger
+from cvtune.phases import Phases
 from cvtune.preflight import Prepared
 from cvtune.results import write_tables
+from cvtune.signals import Signals, signals
 from cvtune.study import Study
 from cvtune.study_folder import check_folder, check_unchanged, provenance, write_best
-from cvtune.tune import STOP, EndOfStudy, Proposer, Referee, ray_scheduler, replay
+from cvtune.tune import EndOfStudy, Proposer, Referee
 
 Listener = Callable[[dict[str, Any], History], None]
 TABLES_S = 30.0
 EARLY_S = 1.0
+HALT = "halt"  # a file in the term's folder: every process of a trial breaks off at its next batch
 
 
 @dataclass(frozen=True)
@@ -71,8 +61,8 @@ class Setting:
     cache: Path | None
     roots: tuple[str, ...]
 
-    def job(self, prepared: Prepared, deadline: float | None) -> dict[str, Any]:
-        """What every trial's process is told beside its own recipe. Plain JSON."""
+    def job(self, prepared: Prepared, ray_folder: Path) -> dict[str, Any]:
+        """What every trial's process is told beside its own trial. Plain JSON."""
         return {
             "study": str(self.folder),
             "source": self.study.data.model_dump(mode="json"),
@@ -83,7 +73,8 @@ class Setting:
             "fingerprint": prepared.fingerprint,
             "roots": self.roots,
             "cpu": self.study.resources.cpu,
-            "deadline": deadline,
+            "hang_s": self.study.resources.hang_s,
+            "halt": str(ray_folder / HALT),
         }
 
 
@@ -120,7 +111,7 @@ def run_study(
     folder = storage.resolve() / study.name
     earlier = check_folder(study, folder, resume)
     with signals() as caught:
-        if earlier.complete and earlier.trials and len(earlier.trials) >= study.budget.trials:
+        if earlier.complete and len(earlier.of("search", "control")) >= study.budget.trials:
             return Outcome(study, folder, earlier, None, 0.0)
         say("checking images and both ends of every searched domain; starting Ray")
         setting = Setting(study, folder, cache, roots)
@@ -144,81 +135,8 @@ def run_study(
         finally:
             if check.poll() is None:
                 check.kill()
-        return Outcome(study, folder, history, caught.number, time.monotonic() - started)
-
-
-@contextlib.contextmanager
-def cluster() -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine for as long as we need it.
-
-    Raises:
-        ClusterError: neither worked.
-    """
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    local: dict[str, Any] = (
-        {"object_store_memory": 200 * 2**20, "include_dashboard": False} if address == "local" else {}
-    )
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **local)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        raise ClusterError(
-            f"Ray could not be {'started here' if address == 'local' else f'reached at RAY_ADDRESS={address}'} "
-            f"({type(error).__name__}: {error}). Unset RAY_ADDRESS to run on this machine alone."
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def trial_resources(study: Study) -> dict[str, float]:
-    """CPUs and GPUs of one trial, in Ray's words.
-
-    Raises:
-        ClusterError: no node of the cluster could ever run a trial.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpu = study.resources.gpu
-    if gpu is None:
-        gpu = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    if not any(node.get("CPU", 0) >= study.resources.cpu and node.get("GPU", 0) >= gpu for node in nodes):
-        have = "; ".join(sorted({f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes}))
-        raise ClusterError(
-            f"a trial asks for resources.cpu = {study.resources.cpu:g} and resources.gpu = {gpu:g}; no node has that "
-            f"(nodes have {have}). Lower them with --set."
-        )
-    return {"CPU": study.resources.cpu, **({"GPU": gpu} if gpu else {})}
-
-
-class Signals:
-    """The first of SIGINT, SIGTERM and SIGUSR1 that came; a second one ends the process at once."""
-
-    number: int | None = None
-
-    def install(self) -> None:
-        """Take the signals, if this is the main thread: Python allows it only there."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, self)
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[Signals]:
-    """Catch signals while a study runs."""
-    caught = Signals()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    caught.install()
-    try:
-        yield caught
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        broken_off = None if history.complete else caught.number  # it may have come when all was done
+        return Outcome(study, folder, history, broken_off, time.monotonic() - started)
 
 
 def _finish(check: subprocess.Popen[str], caught: Signals) -> Prepared:
@@ -253,58 +171,69 @@ def _drive(
         study.to_json(before or provenance(prepared, [node["Resources"] for node in ray.nodes()])),
     )
     (folder / STOP_REQUEST).unlink(missing_ok=True)
-    journal, history = Journal(lease.journal, lease.lost.is_set), load(folder)
-    ledger = Ledger(study, folder, journal, history, resources.get("GPU", 0), lambda event: listen(event, history))
-    ledger.note("open", {"term": lease.term, "host": platform.node(), "pid": os.getpid(), "resources": resources})
-    why = "failed"
+    ledger = Ledger(study, folder, Journal(lease.journal, lease.lost.is_set), resources, listen)
+    ray_folder = folder / ".ray" / str(lease.term)
+    job, why, ended = setting.job(prepared, ray_folder), "failed", None
     try:
-        inner = ray_scheduler(study)
-        unfinished = _settle(replay(study, history, inner), ledger)
-        referee = Referee(inner, ledger, added=set(history.trials))
-        proposer = Proposer(ledger, setting.job(prepared, ledger.deadline), resources, unfinished)
-        asked = threading.Event()
-        watch = _watch(folder, caught, lease, ledger, asked)
-        _run_tune(referee, proposer, asked, watch, folder / ".ray" / str(lease.term), resources)
+        saw = ledger.recover()
+        me = {"term": lease.term, **saw, "host": platform.node(), "pid": os.getpid(), "resources": resources}
+        ledger.note("open", me)
+        watch = _Watch(setting, caught, lease, ledger, ray_folder)
+        ended = _search(ledger, job, resources, watch)
         if caught.number is None:
-            for record in [r for r in history.trials.values() if r.reason is None]:
-                ledger.end(record.trial, "stopped_budget", ledger.spent() or "")
-        why = "complete" if caught.number is None else signal.Signals(caught.number).name
+            _settle(ledger)
+        done = caught.number is None and _confirm(ledger, job, resources, watch)
+        why = signal.Signals(caught.number).name if caught.number and not done else "complete"
     finally:
-        if not lease.lost.is_set():  # else everything here belongs to another process now
-            ledger.note("close", {"why": why})
-            write_tables(folder, history)
-            write_best(study, folder, history)
+        if ledger.opened and not lease.lost.is_set():  # else everything here belongs to another process now
+            ledger.note("close", {"why": why, "ended": ended})
+            write_tables(folder, ledger.history)
+            write_best(study, folder, ledger.history)
             shutil.rmtree(folder / ".ray", ignore_errors=True)
-        journal.close()
-    return history
+        ledger.close(lost=lease.lost.is_set())
+    return ledger.history
 
 
-def _settle(unfinished: list[Any], ledger: Ledger) -> list[Any]:
-    """End the trials whose stop was decided but not written down any more; the rest is to be taken up again."""
-    last = {call["trial"]: call for call in ledger.history.calls if call["hook"] == "on_trial_result"}
-    open_trials = []
-    for trial in unfinished:
-        record = ledger.history.trials[trial.trial_id]
-        if record.steps >= record.recipe.max_epochs:
-            ledger.end(record.trial, "completed")
-        elif record.trial in last and last[record.trial]["answer"] == STOP:
-            ledger.end(record.trial, "stopped_scheduler", last[record.trial]["why"])
-        else:
-            open_trials.append(trial)
-    return open_trials
+def _settle(ledger: Ledger) -> None:
+    """Give every trial that the end of the budget broke off its reason."""
+    for record in ledger.live:
+        ledger.end(record.trial, "stopped_budget", ledger.spent() or "")
 
 
-def _run_tune(
-    referee: Referee,
-    proposer: Proposer,
-    asked: threading.Event,
-    watch: Callable[[], None],
-    ray_folder: Path,
-    resources: dict[str, float],
-) -> None:
-    """Ray Tune's loop in a thread of its own, so that signals find the main thread awake."""
-    slots = int(min(ray.cluster_resources().get(kind, 0) // amount for kind, amount in resources.items()))
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, slots))
+def _confirm(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], watch: _Watch) -> bool:
+    """Choose the winner on the validation images, and only then score the test images, once per trial.
+
+    Returns whether all of it is done; a signal breaks it off, and the next term scores what is missing.
+    """
+    study, history = ledger.study, ledger.history
+    winner = confirm.choose_winner(study, history)
+    if winner is None:
+        return True
+    if not history.winners or history.winners[-1]["scores"] != winner["scores"]:
+        ledger.note("winner", winner)
+    remote = ray.remote(score_test).options(
+        num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=study.resources.retries
+    )
+    asked = {
+        remote.remote({**job, "trial": record.trial, "recipe": record.current.model_dump(mode="json")}): record
+        for record in confirm.compared(study, history)
+        if record.test is None
+    }
+    while asked:
+        watch.look()
+        if watch.asked.is_set():
+            return False
+        for done in ray.wait(list(asked), num_returns=1, timeout=0.25)[0]:
+            ledger.note("test", {"trial": asked.pop(done).trial, **ray.get(done)})
+    return True
+
+
+def _search(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], watch: _Watch) -> str | None:
+    """Ray Tune's loop in a thread of its own, so that signals find the main thread awake. Returns why it ended."""
+    slots = slots_of(resources, ledger.study.resources.max_concurrent)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots())
+    referee, phases = Referee(ledger, job, slots), Phases(ledger)
+    proposer = Proposer(ledger, referee, phases, resources, slots)
     raised: list[BaseException] = []
 
     def target() -> None:
@@ -312,10 +241,10 @@ def _run_tune(
             tune.run(
                 TrialActor,
                 name="tune",
-                storage_path=str(ray_folder),
+                storage_path=str(watch.ray_folder),
                 search_alg=proposer,
                 scheduler=referee,
-                stop=EndOfStudy(asked),
+                stop=EndOfStudy(watch.asked),
                 reuse_actors=True,
                 verbose=0,
                 raise_on_failed_trial=False,
@@ -325,30 +254,41 @@ def _run_tune(
 
     thread = threading.Thread(target=target, name="tune", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(0.25)
-        watch()
+    try:
+        while thread.is_alive():
+            thread.join(0.25)
+            watch.look()
+    except BaseException:
+        watch.asked.set()  # nothing may be written to a journal that is closed
+        thread.join(15)
+        raise
     if raised:
         raise raised[0]
+    return phases.search_over
 
 
-def _watch(folder: Path, caught: Signals, lease: Lease, ledger: Ledger, asked: threading.Event) -> Callable[[], None]:
+class _Watch:
     """What the main thread looks at a few times a second: signals, `cvtune stop`, lease, time budget, tables."""
-    due = time.monotonic() + TABLES_S
 
-    def watch() -> None:
-        nonlocal due
-        if (folder / STOP_REQUEST).exists():
-            (folder / STOP_REQUEST).unlink(missing_ok=True)
-            caught.number = caught.number or signal.SIGTERM
-        overdue = ledger.deadline is not None and time.time() > ledger.deadline + 5.0  # trials end by themselves before
-        if lease.lost.is_set():
-            raise OwnedError(f"study {str(folder)!r} was taken over by another process while this one was silent.")
-        if caught.number is not None or overdue:
-            asked.set()
-        if time.monotonic() > due:
+    def __init__(self, setting: Setting, caught: Signals, lease: Lease, ledger: Ledger, ray_folder: Path) -> None:
+        self.asked, self.ray_folder = threading.Event(), ray_folder
+        self._folder, self._caught, self._lease, self._ledger = setting.folder, caught, lease, ledger
+        self._due = time.monotonic() + TABLES_S
+
+    def look(self) -> None:
+        if (self._folder / STOP_REQUEST).exists():
+            (self._folder / STOP_REQUEST).unlink(missing_ok=True)
+            self._caught.number = self._caught.number or signal.SIGTERM
+        if self._lease.lost.is_set():
+            raise OwnedError(
+                f"study {str(self._folder)!r} was taken over by another process while this one was silent."
+            )
+        if self._caught.number is not None and not self.asked.is_set():
+            with contextlib.suppress(OSError):  # a full disk: the trials are then ended without it
+                write_whole(self.ray_folder / HALT, "")
+            self.asked.set()
+        self._ledger.commit()
+        if time.monotonic() > self._due:
             begun = time.monotonic()
-            write_tables(folder)
-            due = time.monotonic() + max(TABLES_S, 20 * (time.monotonic() - begun))
-
-    return watch
+            write_tables(self._folder)
+            self._due = time.monotonic() + max(TABLES_S, 20 * (time.monotonic() - begun))

@@ -1,6 +1,7 @@
-"""Epoch: what a trial reports after one pass over the training images. Numbers only, no torch, no Ray.
+"""Epoch: what a trial reports after one pass over the training images (or over `data.report_images` of them).
 
-The names here are the Parquet columns, the objective a study may choose, and the keys of the journal.
+Numbers only, no torch, no Ray. The names here are the Parquet columns, the objective a study may choose, and the keys
+of the journal.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Epoch:
     """One report of a trial. Made once; every sink (scheduler, journal, tables, tracking) gets the same numbers."""
 
     step: int = _metric("Reports of this trial so far; never goes back.", "reports")
-    epoch: int = _metric("Age of the weights: passes over the training images.", "epochs")
+    epoch: int = _metric("Age of the weights; below step after weights of a younger trial were taken over.", "epochs")
     train_loss: float = _metric("Mean training loss over the epoch, augmented images, in train mode.", "nats", "min")
     train_accuracy: float = _metric("Share of augmented training images predicted right.", "", "max")
     clean_loss: float = _metric("Cross-entropy on a fixed slice of train without augmentation.", "nats", "min")
@@ -33,13 +34,19 @@ class Epoch:
     val_macro_f1: float = _metric("Mean over classes of the F1 score on the validation images.", "", "max")
     val_ece: float = _metric("Expected calibration error, 15 bins (Guo et al. 2017), validation.", "", "min")
     lr: float = _metric("Effective learning rate of the last layer, mean over the epoch's steps.")
-    weight_decay: float = _metric("Effective decoupled weight decay.")
+    weight_decay: float = _metric("Effective decoupled weight decay, of the epoch's last step.")
+    dropout: float = _metric("Effective share of features dropped before the last layer; 0 in user code.")
+    augment_strength: float = _metric("Effective strength of the augmentation.")
     grad_norm: float = _metric("Norm of the whole gradient before clipping, mean over the epoch's steps.")
     zero_weights: float = _metric("Share of decayed weights that are exactly zero.")
     seconds: float = _metric("Wall-clock time of the epoch, evaluation included.", "s")
     images_per_second: float = _metric("Training images per second of training time.", "images/s")
     data_wait: float = _metric("Share of training time spent waiting for augmented batches.")
     peak_memory: float = _metric("Peak memory: of the GPU where one is used, else of the process.", "MB")
+    parameters: int = _metric("Parameters of the model, frozen ones too.")
+    image_ms: float = _metric(
+        "Copy to the device and forward pass of a validation image, in batches of 256, without decoding.", "ms"
+    )
 
     def numbers(self) -> dict[str, float | int]:
         """The values by name, in the order of declaration."""

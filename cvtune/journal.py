@@ -3,8 +3,14 @@
 One file per owner's term, one JSON object per line: `v` format version, `n` sequence number within the term,
 `t` seconds since 1970, `kind`, the event's own keys, and last `crc`, the CRC-32 of everything before it.
 
-Kinds: `open` and `close` of a term; `trial` a proposed point; `segment` a recipe that a process starts to train;
-`epoch` one report; `call` one call of scheduler or searcher with its answer; `end` a trial's terminal reason.
+Kinds, each one step that happened whole or not at all: `open` and `close` of a term; `trial` a proposed point; `start`
+the scheduler lets a waiting trial go on; `segment` a process begins to train; `epoch` one report with what the
+scheduler answered and, if it was the last, why; `end` a trial's terminal reason without a report; `retry` its process
+was lost; `repeat` a report that was known already; `winner` which recipe the confirmation chose; `test` what a
+confirmed trial scores on the test images.
+
+Where the scheduler was asked, the event holds `call` (the number of the question), `answer` (go, stop or pause) and
+`acts` (what it did to trials: stops, exploits).
 """
 
 from __future__ import annotations
@@ -15,30 +21,13 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cvtune.errors import CvtuneError, OwnedError
-from cvtune.recipe import Recipe, Value
 
-FORMAT = 1
+FORMAT = 2  # 1, of development versions, had no roles and no acts; such a study can be read by no later version
 COMMIT_S = 1.0
-
-REASONS = {
-    "completed": "trained for max_epochs",
-    "stopped_scheduler": "stopped early by the scheduler",
-    "stopped_patience": "no better objective for `patience` epochs",
-    "stopped_budget": "the study's budget was spent",
-    "diverged": "loss became NaN or infinite",
-    "oom_gpu": "out of GPU memory",
-    "oom_host": "out of host memory",
-    "hung": "made no progress",
-    "data_error": "the images or labels could not be read",
-    "code_error": "an exception in the training code",
-    "infra_lost": "process or node lost more often than resources.retries",
-    "cancelled": "cancelled by the user",
-}
 
 
 class Journal:
@@ -49,7 +38,8 @@ class Journal:
         self._lost = lost
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._number = 0
-        self._synced = time.monotonic()
+        self.synced = 0  # events that are on the disk, whatever happens to the machine
+        self._committed = time.monotonic()
 
     def append(self, kind: str, event: dict[str, Any]) -> dict[str, Any]:
         """Write one event, whole or not at all; returns it as `read` will. JSON has no NaN: it becomes null."""
@@ -67,14 +57,15 @@ class Journal:
             os.ftruncate(self._handle, start)  # a full disk took a part; a later line must not follow inside it
             raise
         self._number += 1
-        if time.monotonic() - self._synced > COMMIT_S:
+        if time.monotonic() - self._committed > COMMIT_S:
             self.commit()
         return full
 
     def commit(self) -> None:
         """Flush everything to the disk."""
         os.fsync(self._handle)
-        self._synced = time.monotonic()
+        self.synced = self._number
+        self._committed = time.monotonic()
 
     def close(self) -> None:
         self.commit()
@@ -82,27 +73,48 @@ class Journal:
 
 
 def read(study: Path) -> Iterator[dict[str, Any]]:
-    """Every event of every term, in order. A torn last line of a term (its writer was killed) is left out.
+    """Every event of every term, in order; see `terms`."""
+    for _, events in terms(study):
+        yield from events
+
+
+def terms(study: Path) -> list[tuple[int, list[dict[str, Any]]]]:
+    """The events of each term that wrote any, in order.
+
+    A torn last line of a term (its writer was killed) is left out. So is everything that its successor did not see:
+    each term's first event, `open`, names the last term that it read (`saw_term`) and how many events of it (`saw`).
+    What an owner writes that was frozen and thawed after a takeover thus counts for nothing.
 
     Raises:
-        CvtuneError: a line before the last is damaged, or was written by a newer cvtune.
+        CvtuneError: a line before the last is damaged, or was written by another format of cvtune.
     """
+    found: list[tuple[int, list[dict[str, Any]]]] = []
     for path in sorted((study / "journal").glob("*.jsonl")):
-        lines = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines):
-            if not line:
-                continue
-            event = _parse(line)
-            if event is None:
-                if number >= len(lines) - 2 and not any(lines[number + 1 :]):
-                    break
-                raise CvtuneError(
-                    f"{path}, line {number + 1}: damaged (checksum). Restore the file from a copy; "
-                    "the lines before it are good."
-                )
-            if event["v"] > FORMAT:
-                raise CvtuneError(f"{path}: written by a newer cvtune (format {event['v']}, this one reads {FORMAT}).")
-            yield event
+        events = list(_events(path))
+        if events and "saw_term" in events[0]:
+            last, count = events[0]["saw_term"], events[0]["saw"]
+            found = [(term, seen[:count] if term == last else seen) for term, seen in found if term <= last]
+        if events:
+            found.append((int(path.stem), events))
+    return found
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        event = _parse(line)
+        if event is None:
+            if number >= len(lines) - 2 and not any(lines[number + 1 :]):
+                return
+            raise CvtuneError(
+                f"{path}, line {number + 1}: damaged (checksum). Restore the file from a copy; "
+                "the lines before it are good."
+            )
+        if event["v"] != FORMAT:
+            raise CvtuneError(f"{path}: written by another cvtune (format {event['v']}, this one reads {FORMAT}).")
+        yield event
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -111,81 +123,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     event: dict[str, Any] = json.loads(body + b"}")
     return event
-
-
-@dataclass
-class TrialRecord:
-    """One trial as the journal tells it."""
-
-    trial: str
-    index: int
-    values: dict[str, Value]
-    recipe: Recipe
-    proposed: float
-    epochs: list[dict[str, Any]] = field(default_factory=list)  # step, epoch, attempt, segment, t and the metrics
-    attempt: int = 0
-    segment: int = -1
-    node: str = ""
-    reason: str | None = None
-    message: str = ""
-    ended: float | None = None
-
-    @property
-    def steps(self) -> int:
-        return int(self.epochs[-1]["step"]) if self.epochs else 0
-
-
-@dataclass
-class History:
-    """What the events so far add up to. `apply` is the only way it changes, live as in replay."""
-
-    trials: dict[str, TrialRecord] = field(default_factory=dict)
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    terms: list[dict[str, Any]] = field(default_factory=list)
-
-    def apply(self, event: dict[str, Any]) -> None:
-        kind = event["kind"]
-        if kind == "trial":
-            recipe = Recipe.model_validate(event["recipe"])
-            self.trials[event["trial"]] = TrialRecord(
-                event["trial"], event["index"], event["values"], recipe, event["t"]
-            )
-        elif kind == "segment":
-            record = self.trials[event["trial"]]
-            record.attempt, record.segment, record.node = event["attempt"], event["segment"], event["node"]
-        elif kind == "epoch":
-            self.trials[event["trial"]].epochs.append(event)
-        elif kind == "end":
-            record = self.trials[event["trial"]]
-            record.reason, record.message, record.ended = event["reason"], event["message"], event["t"]
-        elif kind == "call":
-            self.calls.append(event)
-        elif kind == "open":
-            self.terms.append({**event, "closed": None, "why": None})
-        elif kind == "close":
-            self.terms[-1] |= {"closed": event["t"], "why": event["why"]}
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last term ended because there was nothing left to do."""
-        return bool(self.terms) and self.terms[-1]["why"] == "complete"
-
-    def best(self, objective: str, mode: str) -> tuple[TrialRecord, dict[str, Any]] | None:
-        """The trial and its epoch with the best finite objective; failed trials do not count."""
-        sign = 1.0 if mode == "max" else -1.0
-        scored = [
-            (sign * epoch[objective], -record.index, -epoch["step"], record, epoch)
-            for record in self.trials.values()
-            if record.reason not in ("diverged", "code_error", "data_error")
-            for epoch in record.epochs
-            if epoch[objective] is not None
-        ]
-        return max(scored, key=lambda s: s[:3])[3:] if scored else None
-
-
-def load(study: Path) -> History:
-    """The history of a study folder."""
-    history = History()
-    for event in read(study):
-        history.apply(event)
-    return history

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cvtune.models import Network
-from cvtune.recipe import Recipe
+from cvtune.recipe import Recipe, Value
 from cvtune.regularize import number
 
 _TINY = 1e-12  # instead of momentum 0: buffers then exist from the start and momentum can be raised later
@@ -67,11 +67,13 @@ class Stepper:
         optimizer: the torch optimizer.
         steps: optimizer steps made so far.
         lr: rate of the last layer in the last step; 0 before the first.
+        weight_decay: decoupled decay in the last step; 0 before the first.
     """
 
     def __init__(self, network: Network, recipe: Recipe, steps_per_epoch: int) -> None:
         """`recipe` is resolved; `network` lies on its device; `steps_per_epoch` counts optimizer steps."""
-        self.steps, self.lr, self.steps_per_epoch = 0, 0.0, steps_per_epoch
+        self.steps, self.steps_per_epoch = 0, steps_per_epoch
+        self.lr = self.weight_decay = 0.0
         self._module = network.module
         self.optimizer = OPTIMIZERS[recipe.optim.name](_groups(network))
         self._average = copy.deepcopy(network.module).requires_grad_(False) if recipe.optim.ema else None
@@ -93,6 +95,23 @@ class Stepper:
             elif "momentum" in group:
                 group["momentum"] = max(momentum, _TINY)
 
+    def in_force(self) -> Iterator[tuple[str, Value]]:
+        """Dotted name and value of all that the next step will use, read back: what `apply` has set.
+
+        What each parameter group has of its own comes once per group. Adagrad knows no momentum.
+        """
+        recipe = self._recipe
+        yield "optim.lr", recipe.optim.lr
+        yield "optim.clip_norm", recipe.optim.clip_norm
+        yield "regularize.weight_decay", recipe.regularize.weight_decay
+        yield "regularize.l1", recipe.regularize.l1
+        for group in self.optimizer.param_groups:
+            if group["decayed"]:
+                yield "regularize.l2", group["weight_decay"]
+            momentum = group["betas"][0] if "betas" in group else group.get("momentum")
+            if momentum is not None:
+                yield "optim.momentum", 0.0 if momentum == _TINY else momentum
+
     @torch.no_grad()
     def step(self, scaler: torch.amp.GradScaler | None = None) -> Tensor:
         """Uses up the gradients: one update, then they are cleared.
@@ -108,7 +127,8 @@ class Stepper:
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         norm = self._clip(recipe.optim.clip_norm)
-        decayed = self._set_rates_and_decay(number(recipe.regularize.weight_decay))
+        self.weight_decay = number(recipe.regularize.weight_decay)
+        decayed = self._set_rates_and_decay()
         if scaler is None:
             self.optimizer.step()
         else:
@@ -135,7 +155,7 @@ class Stepper:
         return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "ema": average}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores `state_dict()`; the values of the present recipe stay. Load the module's weights before.
+        """Restores `state_dict()`, also a donor's; the present recipe's values stay. Load the module's weights before.
 
         A state without moving average lets it start from the module's present weights.
         """
@@ -157,7 +177,7 @@ class Stepper:
             torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def _set_rates_and_decay(self, weight_decay: float) -> list[tuple[list[Tensor], float]]:
+    def _set_rates_and_decay(self) -> list[tuple[list[Tensor], float]]:
         """Decays; returns the decayed weights that have a gradient, with their rate, for the l1 step."""
         decayed = []
         for group in self.optimizer.param_groups:
@@ -165,8 +185,8 @@ class Stepper:
             weights = [p for p in group["params"] if p.grad is not None]
             if group["decayed"] and weights:
                 decayed.append((weights, lr))
-                if weight_decay:
-                    torch._foreach_mul_(weights, max(0.0, 1 - lr * weight_decay))
+                if self.weight_decay:
+                    torch._foreach_mul_(weights, max(0.0, 1 - lr * self.weight_decay))
         return decayed
 
     def _follow(self, decay: float) -> None:

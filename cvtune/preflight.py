@@ -88,6 +88,11 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
     data = open_dataset(
         study.data, study.recipe.data, cache_folder(cache), study.resources.cache_bytes, os.cpu_count() or 1
     )
+    if (study.confirm.top or study.candidates) and not len(data.test.labels):
+        raise ConfigError(
+            "confirm: the confirmed recipes are compared on test images, but there are none. Give some with "
+            "data.test_share above 0, or switch the confirmation off with --set confirm.top=0."
+        )
     import torch  # late: a folder without images should not wait for it
 
     torch.set_num_threads(1)  # Ray starts beside this
@@ -116,8 +121,13 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
 
 
 def corners(study: Study) -> Iterator[tuple[str, Recipe]]:
-    """The base recipe, then every end of every domain and every choice, one at a time, conditions fulfilled."""
+    """The base recipe, the candidates, and every end of every domain and every choice, one at a time.
+
+    Conditions are fulfilled.
+    """
     yield "", study.recipe
+    for name, recipe in study.candidates.items():
+        yield f"candidates: {name!r}", recipe
     for name in study.space.order():
         parents = {}
         when = study.space.conditions.get(name)

@@ -56,11 +56,18 @@ class Data(Section):
         "How an image becomes square for evaluation: resize the shorter side and crop the center, or squash "
         "both sides to image_size.",
     )
-    batch_size: int = field(64, "Images per optimizer step and process.", unit="images", ge=1, le=65536)
+    batch_size: int = field(64, "Images per batch.", unit="images", ge=2, le=65536)
     oversample: float = field(
         0.0, "How far rare classes are drawn more often: 0 natural frequencies, 1 all classes alike.", ge=0, le=1
     )
     train_fraction: float = field(1.0, "Share of the training images that is used (stratified by class).", gt=0, le=1)
+    report_images: int | None = field(
+        None,
+        "Training images after which a trial reports, saves and can be stopped; None, or more than there are: all of "
+        "them. An epoch is then that many images, in max_epochs and schedule too.",
+        unit="images",
+        ge=8,
+    )
 
 
 class Augment(Section):
@@ -223,7 +230,11 @@ class Recipe(Section):
     optim: Optim = Optim()
     loss: Loss = Loss()
     max_epochs: int = field(
-        27, "Passes over the training images; also the length of the rate schedule.", unit="epochs", ge=1, le=100000
+        27,
+        "Passes over the training images (see data.report_images); also the length of the rate schedule.",
+        unit="epochs",
+        ge=1,
+        le=100000,
     )
     patience: int | None = field(
         None, "Epochs without a better objective after which a trial ends; None: never.", unit="epochs", ge=1

@@ -1,8 +1,8 @@
 """Journal -> Parquet tables: typed columns that carry their description and unit, each file written whole.
 
 `tables/epochs.parquet` has one row per trial and step with the *effective* recipe (changes applied, the bundle
-expanded); `trials` one row per trial with its one terminal reason; `decisions` every stop, promotion and retry;
-`studies` one row.
+expanded); `trials` one row per trial with its one terminal reason; `decisions` every stop, promotion, exploit and
+retry; `predictions` one row per test image and confirmed trial; `studies` one row.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from cvtune import journal, study
+from cvtune import history as histories
+from cvtune import study
 from cvtune.durable import aside_name, read_json, sync_folder
 from cvtune.epoch import METRICS
 from cvtune.errors import ConfigError
-from cvtune.journal import History, TrialRecord
+from cvtune.history import History, TrialRecord
+from cvtune.noise import noise_floor
 from cvtune.recipe import FIELDS
 from cvtune.regularize import resolve
 
@@ -49,12 +52,14 @@ EPOCHS = (
     *KEYS,
     *(Column(name, ARROW[doc.kind], doc.description, doc.unit) for name, doc in METRICS.items()),
     Column("attempt", pa.int64(), "Which process's try this was, from 1."),
-    Column("segment", pa.int64(), "Rises at each restart of the trial, from 0."),
+    Column("segment", pa.int64(), "Rises at each restart or exploit of the trial, from 0."),
     Column("time", TIME, "When the driver received the report."),
 )
 TRIALS = (
     *KEYS,
     Column("index", pa.int64(), "Order of proposal, from 0."),
+    Column("role", pa.string(), "noise, control, search or confirm: what the trial was for."),
+    Column("label", pa.string(), "Of a confirming trial: the recipe that it repeats."),
     Column("reason", pa.string(), "The one terminal reason; null while the trial is not finished."),
     Column("message", pa.string(), "What was said when it ended (an error's text)."),
     Column("searched", pa.string(), "The searched values as a JSON object."),
@@ -64,18 +69,36 @@ TRIALS = (
     Column("best_step", pa.int64(), "Report that had it."),
     Column("last", pa.float64(), "Last value of the objective."),
     Column("seconds", pa.float64(), "Time spent training and evaluating.", "s"),
+    Column("exploits", pa.int64(), "Times that it took over another trial's weights."),
     Column("node", pa.string(), "Machine that trained it last."),
     Column("proposed", TIME, "When the searcher proposed it."),
     Column("ended", TIME, "When it ended."),
+    *(
+        Column(name.replace("val_", "test_"), pa.float64(), doc.description.replace("validation", "test"), doc.unit)
+        for name, doc in METRICS.items()
+        if name.startswith("val_")
+    ),
     Column("augment_mapping", pa.int64(), "Version of the mapping from augment.strength to settings."),
     Column("regularize_mapping", pa.int64(), "Version of the mapping from regularize.strength to settings."),
 )
 DECISIONS = (
     *KEYS,
     Column("step", pa.int64(), "Report after which it was decided."),
-    Column("action", pa.string(), "stop, promote or retry."),
-    Column("reason", pa.string(), "Why."),
+    Column("action", pa.string(), "stop, promote, exploit, retry, or would_stop (a control trial that went on)."),
+    Column("reason", pa.string(), "Why, with the numbers compared."),
+    Column("arrival", pa.int64(), "How many trials had reached this rung before; an early one meets no opponents."),
+    Column("donor", pa.string(), "Trial whose weights were taken over."),
+    Column("donor_step", pa.int64(), "Report of the donor after which these weights were saved."),
+    Column("values", pa.string(), "Searched values from here on, as a JSON object."),
     Column("time", TIME, "When."),
+)
+PREDICTIONS = (
+    *KEYS,
+    Column("label", pa.string(), "The recipe: the trial that found it, default, trivial, or a candidate's name."),
+    Column("sample", pa.int64(), "Number of the image within the test part."),
+    Column("target", pa.int64(), "Number of its class."),
+    Column("predicted", pa.int64(), "Number of the class with the highest probability."),
+    Column("probabilities", pa.list_(pa.float32()), "Predicted probability of each class."),
 )
 STUDIES = (
     KEYS[0],
@@ -83,6 +106,8 @@ STUDIES = (
     Column("mode", pa.string(), "Direction of the objective: max or min."),
     Column("trials", pa.int64(), "Trials proposed."),
     Column("epochs", pa.int64(), "Epochs trained by all trials.", "epochs"),
+    Column("noise_floor", pa.float64(), "Standard deviation of the default recipe's score over seeds."),
+    Column("ended", pa.string(), "What ended the search."),
     Column("complete", pa.bool_(), "Whether the study ended because nothing was left to do."),
     Column("definition", pa.string(), "The study as JSON."),
     Column("provenance", pa.string(), "Versions, commit, data fingerprint and hardware as JSON."),
@@ -93,13 +118,14 @@ def write_tables(folder: Path, history: History | None = None) -> dict[str, int]
     """Write every table of the study in `folder` from its journal. Returns the number of rows of each."""
     content = read_json(folder / "study.json") or {}
     settings = study.read(folder / "study.json")
-    history = history or journal.load(folder)
+    history = history or histories.load(folder)
     provenance = content.get("provenance", {})
     rows: dict[str, tuple[tuple[Column, ...], Iterable[dict[str, Any]]]] = {
         "studies": (STUDIES, [_study_row(settings, provenance, history)]),
         "trials": (TRIALS + RECIPE, (_trial_row(settings, r, provenance) for r in history.trials.values())),
         "epochs": (EPOCHS + RECIPE, (row for r in history.trials.values() for row in _epoch_rows(settings.name, r))),
         "decisions": (DECISIONS, _decision_rows(settings.name, history)),
+        "predictions": (PREDICTIONS, _prediction_rows(settings.name, folder, history)),
     }
     return {
         name: _write(folder / "tables" / f"{name}.parquet", columns, data) for name, (columns, data) in rows.items()
@@ -170,14 +196,21 @@ def _epoch_rows(name: str, record: TrialRecord) -> Iterable[dict[str, Any]]:
     for event in record.epochs:
         numbers = {metric: math.nan if event[metric] is None else event[metric] for metric in METRICS}
         identity = {"study": name, "trial": record.trial, "attempt": event["attempt"], "segment": event["segment"]}
-        yield {**identity, "time": _time(event["t"]), **numbers, **effective(event["epoch"] - 1)}
+        yield {**identity, "time": _time(event["t"]), **numbers, **effective(event["step"], event["epoch"] - 1)}
 
 
-def _cached_by_change(record: TrialRecord) -> Callable[[int], dict[str, Any]]:
-    """The effective recipe at an epoch; made once per change, not once per row."""
-    starts = [0, *(epoch for epoch, _ in record.recipe.changes)]
-    flat = {start: resolve(record.recipe.at(start)).flat() for start in starts}
-    return lambda epoch: flat[max(s for s in starts if s <= max(epoch, 0))]
+def _cached_by_change(record: TrialRecord) -> Callable[[int, int], dict[str, Any]]:
+    """The effective recipe of a report at an age of the weights; made once per exploit and change, not per row."""
+    made: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def effective(step: int, epoch: int) -> dict[str, Any]:
+        recipe = record.recipe_at(step)
+        key = (id(recipe), sum(start <= epoch for start, _ in recipe.changes))
+        if key not in made:
+            made[key] = resolve(recipe.at(epoch)).flat()
+        return made[key]
+
+    return effective
 
 
 def _trial_row(settings: study.Study, record: TrialRecord, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,6 +221,8 @@ def _trial_row(settings: study.Study, record: TrialRecord, provenance: Mapping[s
         "study": settings.name,
         "trial": record.trial,
         "index": record.index,
+        "role": record.role,
+        "label": record.label,
         "reason": record.reason,
         "message": record.message,
         "searched": json.dumps(record.values),
@@ -197,29 +232,62 @@ def _trial_row(settings: study.Study, record: TrialRecord, provenance: Mapping[s
         "best_step": best["step"] if best else None,
         "last": record.epochs[-1][settings.objective] if record.epochs else None,
         "seconds": float(sum(e["seconds"] or 0.0 for e in record.epochs)),
+        "exploits": len(record.exploits),
         "node": record.node,
         "proposed": _time(record.proposed),
         "ended": _time(record.ended),
         "augment_mapping": provenance.get("augment_mapping"),
         "regularize_mapping": provenance.get("regularize_mapping"),
+        **{c.name: (record.test or {}).get(c.name) for c in TRIALS if c.name.startswith("test_")},
         **record.recipe.flat(),
     }
 
 
 def _decision_rows(name: str, history: History) -> Iterable[dict[str, Any]]:
-    for call in history.calls:
-        if call.get("action"):
-            identity = {"study": name, "trial": call["trial"], "step": call["step"], "time": _time(call["t"])}
-            yield {**identity, "action": call["action"], "reason": call["why"]}
+    for made in history.decisions:
+        known = {key: made.get(key) for key in ("arrival", "donor", "donor_step")}
+        values = json.dumps(made["values"]) if "values" in made else None
+        yield {"study": name, "trial": made["trial"], "step": made["step"], "time": _time(made["t"]), **known} | {
+            "action": made["action"],
+            "reason": made["why"],
+            "values": values,
+        }
+
+
+def _prediction_rows(name: str, folder: Path, history: History) -> Iterable[dict[str, Any]]:
+    for record in history.trials.values():
+        if record.test is None:
+            continue
+        probabilities, labels = test_predictions(folder, record)
+        predicted = probabilities.argmax(1)
+        for sample, row in enumerate(probabilities):
+            yield {
+                "study": name,
+                "trial": record.trial,
+                "label": record.label or "default",
+                "sample": sample,
+                "target": int(labels[sample]),
+                "predicted": int(predicted[sample]),
+                "probabilities": row,
+            }
+
+
+def test_predictions(folder: Path, record: TrialRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities float32 (N, C) of a confirmed trial on the N test images, and their labels (N,)."""
+    with np.load(folder / "trials" / record.trial / "test.npz", allow_pickle=False) as content:
+        return content["probabilities"], content["labels"]
 
 
 def _study_row(settings: study.Study, provenance: Mapping[str, Any], history: History) -> dict[str, Any]:
+    floor = noise_floor(settings, history)
     return {
         "study": settings.name,
         "objective": settings.objective,
         "mode": settings.better,
         "trials": len(history.trials),
         "epochs": sum(len(r.epochs) for r in history.trials.values()),
+        "noise_floor": floor.sd if floor else None,
+        "ended": history.terms[-1]["ended"] if history.terms else None,
         "complete": history.complete,
         "definition": settings.model_dump_json(),
         "provenance": json.dumps(provenance),

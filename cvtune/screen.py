@@ -14,8 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cvtune.journal import REASONS, History, TrialRecord
+from cvtune.controls import would_have_stopped
+from cvtune.durable import read_json
+from cvtune.history import FAILED, REASONS, History, TrialRecord
+from cvtune.noise import noise_floor
 from cvtune.recipe import Value
+from cvtune.schedulers import ASHA
 from cvtune.study import Study
 
 REFRESH_S = 0.25
@@ -71,8 +75,10 @@ class Lines:
         if event["kind"] == "end":
             detail = f": {event['message']}" if event["message"] else ""
             return f"{clock} trial {event['trial']} {event['reason']}{detail}"
-        if event["kind"] == "call" and event["action"] == "retry":
+        if event["kind"] == "retry":
             return f"{clock} trial {event['trial']} taken up again: {event['why']}"
+        if event["kind"] == "winner":
+            return f"{clock} confirmed: {event['label']}"
         if event["kind"] == "open":
             return f"{clock} study {self._study.name} term {event['term']} on {event['host']}"
         return f"{clock} study {self._study.name} closed: {event['why']}" if event["kind"] == "close" else ""
@@ -80,16 +86,21 @@ class Lines:
     def _epoch(self, event: dict[str, Any], record: TrialRecord) -> str:
         objective, sign = self._study.objective, 1 if self._study.better == "max" else -1
         score = event[objective]
-        if score is not None and (self._best is None or sign * score > self._best[0]):
+        if score is not None and record.role != "confirm" and (self._best is None or sign * score > self._best[0]):
             self._best = sign * score, record.trial
         tail = f"  best {sign * self._best[0]:.4f} ({self._best[1]})" if self._best else ""
-        return f"trial {record.trial} epoch {event['epoch']}/{record.recipe.max_epochs} {objective} {show(score)}{tail}"
+        over = f"  {event['reason']}" if event["reason"] else ""
+        took = "".join(f"  {a['trial']} takes over {a['donor']}" for a in event["acts"] if a["act"] == "exploit")
+        role = "" if record.role == "search" else f"{record.role} "
+        done = f"epoch {event['epoch']}/{record.recipe.max_epochs}"
+        return f"{role}trial {record.trial} {done} {objective} {show(score)}{tail}{over}{took}"
 
 
 def trials_table(study: Study, history: History, rows: int) -> Table:
     """The running trials, then the best of the others, at most `rows` lines."""
-    searched = list(study.space.domains)
-    table = Table(box=box.SIMPLE_HEAD, title=f"{study.name}: {study.objective}", title_justify="left", pad_edge=False)
+    searched, floor = list(study.space.domains), noise_floor(study, history)
+    title = f"{study.name}: {study.objective}{floor.spread + ' by the seed alone' if floor and floor.sd else ''}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for name in (
         "trial",
         "state",
@@ -99,7 +110,7 @@ def trials_table(study: Study, history: History, rows: int) -> Table:
         "last",
     ):
         table.add_column(name, justify="left" if name in ("trial", "state") else "right", no_wrap=True)
-    best = history.best(study.objective, study.better)
+    best = history.best(study)
     sign = -1 if study.better == "max" else 1
     ranked = sorted(
         history.trials.values(),
@@ -107,13 +118,13 @@ def trials_table(study: Study, history: History, rows: int) -> Table:
     )
     for record in ranked[:rows]:
         style = "bold green" if best and record is best[0] else "" if record.reason is None else "dim"
-        state = record.reason or ("running" if record.segment >= 0 else "waiting")
+        state = record.reason or ("waiting" if record.waiting or record.segment < 0 else "running")
+        state = state if record.role == "search" else f"{record.role} {state}"
         last = show(record.epochs[-1][study.objective]) if record.epochs else ""
-        values = [show(record.values.get(name)) for name in searched]
+        now = record.current.flat()
+        values = [show(now[name] if name in record.values else None) for name in searched]
         top = show(_best(record, study)) if record.epochs else ""
-        table.add_row(
-            record.trial, state, f"{record.steps}/{record.recipe.max_epochs}", *values, top, last, style=style
-        )
+        table.add_row(record.trial, state, f"{record.age}/{record.recipe.max_epochs}", *values, top, last, style=style)
     if len(ranked) > rows:
         table.caption = f"and {len(ranked) - rows} more"
     return table
@@ -121,44 +132,53 @@ def trials_table(study: Study, history: History, rows: int) -> Table:
 
 def progress_line(study: Study, history: History) -> Text:
     """How far the study is, in one line."""
-    records = list(history.trials.values())
-    ended = sum(r.reason is not None for r in records)
-    trained = sum(len(r.epochs) for r in records)
-    return Text(
-        f"{ended} of {study.budget.trials} trials ended, {len(records) - ended} open, {trained} epochs trained",
-        style="cyan",
-    )
+    search, again = history.of("search", "control"), history.of("confirm")
+    ended = sum(r.reason is not None for r in search)
+    waiting = sum(r.waiting and r.reason is None for r in search)
+    text = f"{ended} of {study.budget.trials} trials ended, {len(search) - ended - waiting} open"
+    text += f", {waiting} waiting" if waiting else ""
+    text += f"; {sum(r.reason is not None for r in again)} of {len(again)} confirming ones ended" if again else ""
+    return Text(f"{text}; {sum(len(r.epochs) for r in history.trials.values())} epochs trained", style="cyan")
 
 
 def summary(study: Study, history: History, folder: Path, seconds: float | None = None) -> RenderableType:
     """What a finished (or broken off) study comes to: best recipe, score, epochs saved, where the tables are."""
-    best = history.best(study.objective, study.better)
-    records = list(history.trials.values())
-    trained = sum(len(r.epochs) for r in records)
+    best, floor = history.best(study), noise_floor(study, history)
+    records = history.of("search", "control")
     facts = Table.grid(padding=(0, 2))
     if best:
         record, epoch = best
+        spread = floor.spread if floor else ""
         facts.add_row(
             "best",
-            f"[bold green]{study.objective} = {epoch[study.objective]:.4f}[/]  "
+            f"[bold green]{study.objective} = {epoch[study.objective]:.4f}{spread}[/]  "
             f"trial {record.trial}, epoch {epoch['epoch']}",
         )
-        facts.add_row(
-            "recipe", "  ".join(f"{name} = {show(value)}" for name, value in record.values.items()) or "the base recipe"
-        )
+        facts.add_row("recipe", _recipe_line(record, epoch["step"]))
+    if floor:
+        facts.add_row("noise", floor.sentence())
     took = f" in {seconds:.0f} s" if seconds else ""
-    facts.add_row("trained", f"{len(records)} trials, {trained} epochs{took}")
+    ended = history.terms[-1]["ended"] if history.terms else None
+    facts.add_row(
+        "trained",
+        f"{len(history.trials)} trials, {sum(len(r.epochs) for r in history.trials.values())} epochs{took}"
+        + (f"; the search ended with {ended}" if ended else ""),
+    )
     if full := sum(r.recipe.max_epochs for r in records if r.reason == "stopped_scheduler"):
         saved = full - sum(len(r.epochs) for r in records if r.reason == "stopped_scheduler")
         everything = sum(r.recipe.max_epochs for r in records)
         facts.add_row(
             "saved", f"{study.scheduler.name.upper()} saved {saved} of {everything} epochs ({saved / everything:.0%})"
         )
-    failed = [
-        r
-        for r in records
-        if r.reason in ("diverged", "oom_gpu", "oom_host", "hung", "data_error", "code_error", "infra_lost")
-    ]
+    if history.of("control") and isinstance(study.scheduler, ASHA):
+        facts.add_row("controls", would_have_stopped(study, history).sentence())
+    if history.winners:
+        label = history.winners[-1]["label"]
+        found = history.trials.get(label)
+        facts.add_row("winner", f"[bold green]{label}[/]  {_recipe_line(found, found.steps) if found else ''}")
+    for line in (read_json(folder / "best" / "comparison.json") or {}).get("sentences", ()):
+        facts.add_row("", line)
+    failed = [r for r in history.trials.values() if r.reason in FAILED]
     for reason in sorted({r.reason for r in failed if r.reason}):
         some = [r for r in failed if r.reason == reason]
         facts.add_row(
@@ -170,10 +190,19 @@ def summary(study: Study, history: History, folder: Path, seconds: float | None 
     return Group(facts, "", grid) if grid else facts
 
 
+def _recipe_line(record: TrialRecord, step: int) -> str:
+    """The searched values in force at a report, and whether they had been others before."""
+    now = record.recipe_at(step).flat()
+    line = "  ".join(f"{name} = {show(now[name])}" for name in record.values) or "the base recipe"
+    return f"{line}  (changed on the way: schedule.json)" if record.exploits else line
+
+
 def strength_grid(study: Study, history: History) -> Table | None:
     """The best score in each cell over the two strengths, if both were searched and enough trials ended."""
     axes = ("augment.strength", "regularize.strength")
     records = [r for r in history.trials.values() if r.epochs and all(isinstance(r.values.get(a), float) for a in axes)]
+    if any(r.exploits for r in records):
+        return None  # a population's values change while it trains: no trial stands in one cell
     if len(records) < 2 * GRID:
         return None
     cells: dict[tuple[int, int], list[float]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +14,7 @@ from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.recipe import FIELDS, Recipe, Section, Value
 
 BUNDLE = "regularize.strength"
+NOTHING: Mapping[str, Value] = types.MappingProxyType({})
 KNOBS = tuple(name for name in FIELDS if name.startswith("regularize.") and name != BUNDLE)
 
 
@@ -29,6 +31,10 @@ class _Interval(Section):
         """The values a domain must be able to build: both ends, or every choice."""
         return (self.low, self.high)
 
+    def contains(self, value: Any) -> bool:
+        """Whether `value` may be proposed. Whole numbers count, True and False do not."""
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
 
 class Uniform(_Interval):
     """Every value in [low, high] alike."""
@@ -40,7 +46,11 @@ class Uniform(_Interval):
 
     def at(self, u: float) -> float:
         """The value at quantile `u` in [0, 1]."""
-        return self.low + u * (self.high - self.low)
+        return min(self.low + u * (self.high - self.low), self.high)  # the sum may leave the range by one rounding
+
+    def quantile(self, value: Any) -> float:
+        """The quantile of a value that the domain contains; inverse of `at`."""
+        return float((value - self.low) / (self.high - self.low))
 
 
 class LogUniform(_Interval):
@@ -61,6 +71,9 @@ class LogUniform(_Interval):
         value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
         return min(max(value, self.low), self.high)  # exp(log(x)) may leave the range by one rounding
 
+    def quantile(self, value: Any) -> float:
+        return math.log(value / self.low) / math.log(self.high / self.low)
+
 
 class IntUniform(Section):
     """Every whole number from low to high alike, both included."""
@@ -80,8 +93,14 @@ class IntUniform(Section):
     def at(self, u: float) -> int:
         return min(self.low + int(u * (self.high - self.low + 1)), self.high)
 
+    def quantile(self, value: Any) -> float:
+        return float((value - self.low + 0.5) / (self.high - self.low + 1))  # the middle of those that give `value`
+
     def edges(self) -> tuple[Value, ...]:
         return (self.low, self.high)
+
+    def contains(self, value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
 
 class Choice(Section):
@@ -102,8 +121,18 @@ class Choice(Section):
     def at(self, u: float) -> Value:
         return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
 
+    def quantile(self, value: Any) -> float:
+        return (self.position(value) + 0.5) / len(self.values)
+
     def edges(self) -> tuple[Value, ...]:
         return self.values
+
+    def contains(self, value: Any) -> bool:
+        return any(_same(value, listed) for listed in self.values)
+
+    def position(self, value: Any) -> int:
+        """Which of the listed values it is, counted from 0; 1 is not True."""
+        return next(i for i, listed in enumerate(self.values) if _same(value, listed))
 
 
 Domain = Annotated[Uniform | LogUniform | IntUniform | Choice, Field(discriminator="kind")]
@@ -198,21 +227,56 @@ class Space(Section):
             yield from ready
             done.update(ready)
 
-    def pick(self, quantiles: Mapping[str, float]) -> dict[str, Value]:
+    def holds(self, name: str, values: Mapping[str, Value]) -> bool:
+        """Whether the condition on `name`, if it has one, is met by `values`."""
+        when = self.conditions.get(name)
+        return when is None or (when.name in values and values[when.name] in when.values)
+
+    def pick(self, quantiles: Mapping[str, float], given: Mapping[str, Value] = NOTHING) -> dict[str, Value]:
         """The values at the given quantiles in [0, 1], names whose condition fails left out.
 
-        Every sampler comes through here, so conditions are honored in one place.
+        Every sampler comes through here, so conditions are honored in one place. `given` values are kept as they are.
         """
         values: dict[str, Value] = {}
         for name in self.order():
-            when = self.conditions.get(name)
-            if when is None or (when.name in values and values[when.name] in when.values):
-                values[name] = self.domains[name].at(quantiles[name])
+            if self.holds(name, values):
+                values[name] = given[name] if name in given else self.domains[name].at(quantiles[name])
         return values
 
-    def sample(self, rng: np.random.Generator) -> dict[str, Value]:
+    def restrict(self, recipe: Mapping[str, Value]) -> dict[str, Value] | None:
+        """The searched values of a whole recipe; None if one of them lies outside its domain."""
+        values: dict[str, Value] = {}
+        for name in self.order():
+            if self.holds(name, values):
+                if name not in recipe or not self.domains[name].contains(recipe[name]):
+                    return None
+                values[name] = recipe[name]
+        return values
+
+    def encode(self, values: Mapping[str, Value]) -> list[float]:
+        """One quantile in [0, 1] for each searched name, in the order of `domains`; 0.5 for those without a value."""
+        return [d.quantile(values[name]) if name in values else 0.5 for name, d in self.domains.items()]
+
+    def check_point(self, values: Mapping[str, Value]) -> None:
+        """Refuse a point that no searcher could propose.
+
+        Raises:
+            ConfigError: a name that is not searched, or a value outside its domain.
+        """
+        for name, value in values.items():
+            if name not in self.domains:
+                raise ConfigError(f"point: {name!r} is not searched. {did_you_mean(name, self.domains)}")
+            if not self.domains[name].contains(value):
+                domain = self.domains[name]
+                raise ConfigError(
+                    f"point: {name} = {value!r} lies outside "
+                    f"{type(domain).__name__}({', '.join(map(repr, domain.edges()))}). "
+                    "Change the value, or widen the domain."
+                )
+
+    def sample(self, rng: np.random.Generator, given: Mapping[str, Value] = NOTHING) -> dict[str, Value]:
         """One random point. Draws for every name, so that a condition does not shift the other draws."""
-        return self.pick({name: float(rng.random()) for name in self.domains})
+        return self.pick({name: float(rng.random()) for name in self.domains}, given)
 
     def without(self, names: set[str]) -> Space:
         """This space with some names fixed: they and the conditions on them leave it."""
@@ -234,6 +298,10 @@ def space(domains: Mapping[str, Any], conditions: Mapping[str, When] | None = No
         return Space(domains=dict(domains), conditions=dict(conditions or {}), knobs_win=knobs_win)
     except ValidationError as error:
         raise config_error(error, "space") from None
+
+
+def _same(one: Value, other: Value) -> bool:
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _check_order(domain: _Interval | IntUniform) -> None:

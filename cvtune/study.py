@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import ValidationError, field_validator, model_validator
@@ -16,7 +16,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from cvtune.epoch import METRICS, OBJECTIVES
 from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.recipe import FIELDS, Recipe, Section, Value, describe, field
-from cvtune.schedulers import ASHA, Scheduler
+from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
 from cvtune.space import LogUniform, Space, Uniform, space
 
@@ -36,10 +36,25 @@ class Source(Section):
 
 
 class Budget(Section):
-    trials: int = field(32, "Trials to start.", unit="trials", ge=1, le=1_000_000)
-    epochs: int | None = field(None, "Epochs to train in all; None: no bound.", unit="epochs", ge=1)
-    time_s: float | None = field(None, "Wall-clock time from the start of this run; None: no bound.", unit="s", gt=0)
-    gpu_hours: float | None = field(None, "GPU time of all trials; None: no bound.", unit="h", gt=0)
+    trials: int = field(
+        32,
+        "Trials to search with; 0: only confirm `candidates`. Noise trials come on top.",
+        unit="trials",
+        ge=0,
+        le=10**6,
+    )
+    epochs: int | None = field(
+        None, "Epochs of the search, noise trials included; None: no bound.", unit="epochs", ge=1
+    )
+    time_s: float | None = field(
+        None, "Wall-clock time of the search from the start of this run; None: no bound.", unit="s", gt=0
+    )
+    gpu_hours: float | None = field(
+        None, "GPU time of the search, CPU time where trials have no GPU; None: no bound.", unit="h", gt=0
+    )
+    until_noise: bool = field(
+        False, "End the search once the expected improvement over the best score falls below the noise floor."
+    )
 
 
 class Resources(Section):
@@ -49,6 +64,13 @@ class Resources(Section):
     cache_gb: float | None = field(
         None, "Most disk that decoded images may take; None: half of what is free.", unit="GB", ge=0
     )
+    hang_s: float = field(
+        1800,
+        "Time without progress (a batch, a batch of the evaluation, a checkpoint) after which a trial's process is "
+        "ended; it is taken up again once.",
+        unit="s",
+        ge=1,
+    )
     retries: int = field(3, "Times that a trial is taken up again after its process or node was lost.", ge=0, le=1000)
 
     @property
@@ -57,8 +79,30 @@ class Resources(Section):
         return None if self.cache_gb is None else int(self.cache_gb * 1e9)
 
 
+class Confirm(Section):
+    top: int = field(2, "Best recipes that are trained again with fresh seeds after the search; 0: none.", ge=0, le=100)
+    seeds: int = field(3, "Fresh seeds for each of them.", ge=2, le=100)
+
+
+class Observation(Section):
+    """What an earlier study measured at one point: its best score, the epochs trained, whether it ran to the end."""
+
+    values: dict[str, Value]
+    score: float
+    epochs: int
+    complete: bool
+
+
 class Study(Section):
-    """What `cvtune run` runs. Frozen; the same definition gives the same `study.json`."""
+    """What `cvtune run` runs. Frozen; the same definition gives the same `study.json`.
+
+    Attributes:
+        limits: metric -> the most that it may be, such as {"parameters": 1e6, "image_ms": 2.0}; a trial above a
+            limit ends after its first epoch and is never best.
+        candidates: name -> recipe that is confirmed beside the best ones found.
+        points: searched values to try first, in this order; names left out are proposed by the searcher.
+        prior: what an earlier study measured (see `cvtune run --warm-start`); the searcher learns from it.
+    """
 
     name: str = field("study", "Name of the study and of its folder.")
     data: Source = Source()
@@ -70,6 +114,17 @@ class Study(Section):
     resources: Resources = Resources()
     objective: str = field("val_accuracy", "Metric that decides which trial is better.")
     mode: Literal["max", "min"] | None = field(None, "Direction of the objective; None: the metric's own.")
+    limits: dict[str, float] = {}
+    noise_seeds: int = field(
+        3,
+        "Trials of the default recipe that run first, each with its own seed; their spread is the noise floor.",
+        ge=0,
+        le=100,
+    )
+    confirm: Confirm = Confirm()
+    candidates: dict[str, Recipe] = {}
+    points: tuple[dict[str, Value], ...] = ()
+    prior: tuple[Observation, ...] = ()
 
     @field_validator("name")
     @classmethod
@@ -94,12 +149,21 @@ class Study(Section):
             raise ConfigError(
                 f"mode = {self.mode!r}: {self.objective} is better the other way. Use {goal!r} or leave it out."
             )
-        if isinstance(self.scheduler, ASHA) and self.scheduler.grace_epochs > self.recipe.max_epochs:
-            raise ConfigError(
-                f"scheduler.grace_epochs = {self.scheduler.grace_epochs} is above max_epochs = "
-                f"{self.recipe.max_epochs}: "
-                "no trial could ever be stopped. Lower it, or use scheduler.name=fifo."
-            )
+        refused = self.scheduler.refusal(self.space, self.recipe.max_epochs, self.searcher.name, self.budget.trials)
+        refused = refused or self.searcher.refusal(self.space)
+        if refused is not None:
+            raise ConfigError(refused)
+        for point in [*self.points, *(seen.values for seen in self.prior)]:
+            self.space.check_point(point)
+        for name in self.candidates:
+            if name in ("default", "trivial") or not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,39}", name):
+                raise ConfigError(
+                    f"candidates: {name!r} cannot name a recipe. Begin with a letter; use letters, digits, '.', '_' "
+                    "and '-', at most 40; 'default' and 'trivial' are the baselines."
+                )
+        for name in self.limits:
+            if name not in METRICS:
+                raise ConfigError(f"limits.{name}: no trial reports this. {did_you_mean(name, METRICS)}")
         return self
 
     @property
@@ -113,6 +177,14 @@ class Study(Section):
         named: list[Value] = [self.data.source, *self.recipe.flat().values()]
         named += [value for domain in self.space.domains.values() for value in domain.edges()]
         return tuple(sorted({v for v in named if isinstance(v, str) and v.startswith("python:")}))
+
+    def over_limits(self, metrics: Mapping[str, Any]) -> str | None:
+        """The first limit that a report breaks, in words; None if it keeps them all."""
+        for name, most in self.limits.items():
+            value = metrics.get(name)
+            if value is not None and value > most:
+                return f"limits.{name} = {most:g}: this trial has {value:.6g}"
+        return None
 
     def trial(self, index: int, values: Mapping[str, Value]) -> Recipe:
         """The Recipe of trial `index` with the searched `values`, and a seed of its own unless that is searched."""
@@ -132,14 +204,16 @@ class Study(Section):
         valid = {
             **FIELDS,
             **SETTINGS,
-            **describe(type(self.scheduler), "scheduler."),
-            **describe(type(self.searcher), "searcher."),
+            **describe(_kind(Scheduler, values.get("scheduler.name"), self.scheduler), "scheduler."),
+            **describe(_kind(Searcher, values.get("searcher.name"), self.searcher), "searcher."),
         }
-        for name, value in values.items():
+        for name, value in sorted(values.items(), key=lambda item: item[0].endswith("er.name"), reverse=True):
             if name in fixed:
                 continue
             section, _, leaf = name.rpartition(".")
-            if name in ("scheduler.name", "searcher.name"):
+            if section == "limits":
+                tree["limits"][leaf] = value
+            elif name in ("scheduler.name", "searcher.name"):
                 tree[section] = {
                     "name": value,
                     **{k: v for k, v in tree[section].items() if tree[section]["name"] == value},
@@ -147,14 +221,16 @@ class Study(Section):
             elif name in valid:
                 (tree[section] if section else tree)[leaf] = value
             else:
-                raise ConfigError(
-                    f"{name!r} cannot be set. {did_you_mean(name, [*valid, 'scheduler.name', 'searcher.name'])}"
-                )
+                raise ConfigError(f"{name!r} cannot be set. {did_you_mean(name, valid)}")
         return make(tree)
 
     def definition(self) -> dict[str, Any]:
-        """What makes this study this study, as plain JSON: everything but how much and on what it runs."""
-        return self.model_dump(mode="json", exclude={"budget", "resources"})
+        """What makes this study this study, as plain JSON: everything but how much and on what it runs.
+
+        The size of a population belongs to it: who comes later meets nobody of its age.
+        """
+        population = {"population": self.budget.trials} if isinstance(self.scheduler, PBT | PB2) else {}
+        return self.model_dump(mode="json", exclude={"budget", "resources"}) | population
 
     def to_json(self, provenance: Mapping[str, Any]) -> str:
         """The text of `study.json`."""
@@ -167,6 +243,12 @@ SETTINGS = describe(Study)
 for _name in FIELDS:  # the recipe's own names are set without the prefix
     del SETTINGS[f"recipe.{_name}"]
 SETTINGS = {name: doc for name, doc in SETTINGS.items() if not name.startswith("space.")}
+
+
+def _kind(union: Any, name: Any, current: Section) -> type[Section]:
+    """The description that `name` stands for among those of a discriminated union; that of `current` for None."""
+    kinds: dict[Any, type[Section]] = {kind.model_fields["name"].default: kind for kind in get_args(get_args(union)[0])}
+    return kinds.get(name, type(current))
 
 
 def make(tree: Mapping[str, Any]) -> Study:

@@ -1,12 +1,12 @@
 """Training one recipe: a generator of Epoch in plain torch. Knows no Ray, no journal, no scheduler.
 
-Everything random in an epoch follows from the recipe's seed and the number of the epoch, so a run taken up again at
-an epoch boundary goes on exactly as if it had never stopped (bit for bit on the CPU), and no generator state needs
-to be saved.
+Everything random in an epoch follows from the recipe's seed and the run's step, so a run taken up again at an epoch
+boundary goes on exactly as if it had never stopped (bit for bit on the CPU), and no generator state needs to be saved.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import resource
 import sys
@@ -20,18 +20,32 @@ import torch
 
 from cvtune.augment import Pipeline, mix_batch
 from cvtune.data import Dataset, Part
-from cvtune.data.loader import Loader, epoch_order, evaluation_batch, subset
+from cvtune.data.loader import Loader, derived_seed, evaluation_batch, report_order, subset
 from cvtune.epoch import Epoch
+from cvtune.errors import CvtuneError, DataError
 from cvtune.loss import build_loss
 from cvtune.metrics import classification
 from cvtune.models import build_model
 from cvtune.optim import Stepper
-from cvtune.recipe import Recipe
-from cvtune.regularize import resolve
+from cvtune.recipe import MUTABLE, Recipe, Value
+from cvtune.regularize import number, resolve
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLEAN_SLICE = 256  # training images on which the un-augmented loss is measured
 EVALUATION_BATCH = 256
+
+
+class NotInForce(CvtuneError):
+    """A value of the recipe is not what the next batch would be trained with."""
+
+
+class Stopped(Exception):
+    """Raised between two batches because `stop` said so."""
+
+
+def never() -> bool:
+    """The `stop` of a run that nobody stops."""
+    return False
 
 
 class Run:
@@ -39,9 +53,19 @@ class Run:
 
     Args:
         recipe: what to train.
-        data: the images; `data.test` is never read.
+        data: the images; `data.test` is read by `score_test` alone.
         device: "cuda" or "cpu"; None: a GPU where there is one.
         workers: processes that augment beside the training process; 0: none.
+
+    Attributes:
+        step: reports of this trial so far. What is random follows from it and the trial's own seed, and not from
+            `epoch`: clones of one donor then part at once, and none sees an order or augmentation of its own again
+            because the weights that it took over are younger.
+        epoch: age of the weights. What belongs to them follows from it: rate schedule, `changes`, freezing, the end.
+            It is `step` until a trial takes over the weights of another one (`load_state_dict` of the donor's state,
+            then `run.step = reports of the trial itself`).
+        images: training images per epoch.
+        image_ms: copy to the device and forward pass, ms per image, in the last `predict`.
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, device: str | None = None, workers: int = 0) -> None:
@@ -64,15 +88,63 @@ class Run:
         fast = on_gpu or torch.get_num_threads() == 1
         self.layout = torch.channels_last if fast else torch.contiguous_format
         self.model.module.to(self.device).to(memory_format=self.layout)
-        batches = max(1, -(-len(self.used) // recipe.data.batch_size))
+        self.images = min(recipe.data.report_images or len(self.used), len(self.used))
+        batches = max(1, -(-self.images // recipe.data.batch_size))
         self.stepper = Stepper(self.model, resolve(recipe), max(1, -(-batches // recipe.optim.accumulate)))
-        self.epoch = 0
+        counts = np.bincount(data.train.labels[self.used], minlength=len(data.classes))
+        self.counts = torch.from_numpy(counts).to(self.device)  # training images per class
+        self.step, self.epoch, self.image_ms = 0, 0, 0.0
+        self.tried: set[int] = set()  # batch sizes that the GPU knows kernels for
+        self.apply(resolve(recipe))
         self.mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1) * 255
 
+    def apply(self, now: Recipe) -> None:
+        """Set every value that may change in mid-training, over whatever was set or restored before.
+
+        `now` is resolved: the values of the present epoch.
+        """
+        self.model.set_noise(now.regularize)
+        self.stepper.apply(now)
+        self.pipeline = Pipeline(now.augment, now.data.image_size, now.data.fit)
+        self.loss_of, self.label_smoothing = build_loss(now, self.counts), number(now.regularize.label_smoothing)
+
+    def in_force(self) -> Iterator[tuple[str, Value]]:
+        """Dotted name and value of all that may change in mid-training, read back from what trains.
+
+        Some come once per place; one that has no place here (momentum in Adagrad, noise in user code) does not come.
+        Nothing waits for the device.
+        """
+        yield from self.stepper.in_force()
+        yield from self.model.in_force()
+        yield "regularize.label_smoothing", self.label_smoothing
+        for leaf in (name.removeprefix("augment.") for name in MUTABLE if name.startswith("augment.")):
+            yield f"augment.{leaf}", getattr(self.pipeline.augment, leaf)
+
+    def check_in_force(self, now: Recipe) -> None:
+        """Compare what trains with the resolved recipe `now`.
+
+        A restored state brings the values of its own recipe along, which is another one after an exploit: without
+        this, training could go on with those while every report names the new ones.
+
+        Raises:
+            NotInForce: they differ.
+        """
+        wanted = now.flat()
+        for name, value in self.in_force():
+            if not _same(value, wanted[name]):
+                raise NotInForce(
+                    f"{name} = {value} is in force at step {self.step}, but the recipe says {wanted[name]}: a restored "
+                    "state or user code has put it back. Run.apply must set it before the epoch begins."
+                )
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a fresh Run of the same recipe and data needs to go on from here."""
+        """Everything that a fresh Run of the same recipe and data needs to go on from here.
+
+        A Run whose recipe differs in values that may change in mid-training can go on from it too.
+        """
         return {
+            "step": self.step,
             "epoch": self.epoch,
             "model": self.model.module.state_dict(),
             "stepper": self.stepper.state_dict(),
@@ -80,10 +152,10 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch = state["epoch"]
+        self.step, self.epoch = state["step"], state["epoch"]
         self.model.module.load_state_dict(state["model"])
         self.stepper.load_state_dict(state["stepper"])
-        if self.scaler:
+        if self.scaler and state["scaler"]:  # a GPU that needs no scaler may have saved it
             self.scaler.load_state_dict(state["scaler"])
 
     def normalized(self, images: torch.Tensor) -> torch.Tensor:
@@ -104,70 +176,83 @@ class Pass:
     waited: float  # seconds for batches
 
 
-def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Epoch]:
+def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
     """Train `run` from where it stands to `recipe.max_epochs`, yielding one Epoch after each pass.
 
-    The run may be saved whenever an Epoch was yielded. `stop` is asked before every batch; when it says so the
-    generator ends without a report of the epoch that it broke off.
+    The run may be saved whenever an Epoch was yielded. `stop` is asked before every batch, those of the evaluation
+    included; when it says so the generator ends without a report of the epoch that it broke off.
+
+    Raises:
+        NotInForce: see `Run.check_in_force`.
     """
     while run.epoch < run.recipe.max_epochs:
         started = time.perf_counter()
         now = resolve(run.recipe.at(run.epoch))
-        run.model.set_noise(now.regularize)
+        run.apply(now)
         run.model.freeze_backbone(run.epoch < now.model.freeze_epochs)
-        run.stepper.apply(now)
-        done = one_pass(run, now, seed_everything(run.recipe.seed, run.epoch), stop)
-        if done is None:
+        run.check_in_force(now)
+        try:
+            done = one_pass(run, now, seed_everything(run.recipe.seed, run.step), stop)
+            trained = time.perf_counter() - started
+            scores = evaluate(run, stop)
+        except Stopped:
             return
-        run.epoch += 1
-        trained = time.perf_counter() - started
-        clean = evaluate(run, run.data.train, run.clean)
-        val = evaluate(run, run.data.val, np.arange(len(run.data.val.labels)))
+        run.step, run.epoch = run.step + 1, run.epoch + 1
         yield Epoch(
-            step=run.epoch,
+            step=run.step,
             epoch=run.epoch,
             train_loss=done.loss,
             train_accuracy=done.accuracy,
-            clean_loss=clean["loss"],
-            clean_accuracy=clean["accuracy"],
-            **{f"val_{name}": value for name, value in val.items()},
+            **scores,
             lr=done.lr,
-            weight_decay=float(now.regularize.weight_decay or 0.0),
+            weight_decay=run.stepper.weight_decay,
+            dropout=float(dict(run.in_force()).get("regularize.dropout") or 0.0),
+            augment_strength=run.pipeline.augment.strength,
             grad_norm=done.grad_norm,
             zero_weights=run.stepper.zero_share().item(),
             seconds=time.perf_counter() - started,
             images_per_second=done.images / trained,
             data_wait=done.waited / trained,
             peak_memory=peak_memory(run.device),
+            parameters=sum(p.numel() for p in run.model.module.parameters()),
+            image_ms=run.image_ms,
         )
 
 
-def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass | None:
-    """One pass over the training images with the values in force `now`; None if it was broken off.
+def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass:
+    """One pass over the training images, or `data.report_images` of them, with the values that are in force.
 
     Nothing waits for the device before the pass is over.
+
+    Args:
+        run: `run.apply(now)` was called.
+        now: resolved.
+        seed: of augmentation and mixing.
+        stop: asked before every batch.
+
+    Raises:
+        Stopped: `stop` said so.
     """
-    device, labels_of = run.device, run.data.train.labels
-    counts = torch.bincount(torch.from_numpy(labels_of[run.used]), minlength=len(run.data.classes)).to(device)
-    loss_of = build_loss(now, counts)
-    order = run.used[epoch_order(labels_of[run.used], seed, now.data.oversample)]
-    pipeline = Pipeline(now.augment, now.data.image_size, now.data.fit)
+    device, labels_of, pipeline = run.device, run.data.train.labels, run.pipeline
+    order = report_order(labels_of[run.used], run.recipe.seed, run.step, now.data.oversample, run.images)
     generator = torch.Generator().manual_seed(seed)
     loss_sum, hits, norm_sum = (torch.zeros((), device=device) for _ in range(3))
     images, rates, waited = 0, [], run.loader.waited
+    batches = run.loader.batches(run.used[order], now.data.batch_size, pipeline, seed)
     run.model.module.train()
-    for number, (batch, labels) in enumerate(run.loader.batches(order, now.data.batch_size, pipeline, seed), 1):
+    for count, (batch, labels) in enumerate(batches, 1):
         if stop():
-            return None
+            raise Stopped
         labels = labels.to(device, non_blocking=True)
-        x, y_a, y_b, share = mix_batch(run.normalized(batch), labels, now.augment.mixup, now.augment.cutmix, generator)
+        mixup, cutmix = pipeline.augment.mixup, pipeline.augment.cutmix
+        x, y_a, y_b, share = mix_batch(run.normalized(batch), labels, mixup, cutmix, generator)
         with run.autocast:
             logits = run.model.module(x)
-            loss = loss_of(logits, y_a, y_b, share)
+            loss = run.loss_of(logits, y_a, y_b, share)
         scaled = loss / now.optim.accumulate
         torch.autograd.backward(run.scaler.scale(scaled) if run.scaler else scaled)
         images += len(labels)
-        if number % now.optim.accumulate == 0 or images >= len(order) - 1:  # a last single image makes no batch
+        if count % now.optim.accumulate == 0 or images >= len(order) - 1:  # a last single image makes no batch
             norm_sum += run.stepper.step(run.scaler)
             rates.append(run.stepper.lr)
         loss_sum += loss.detach() * len(labels)
@@ -182,22 +267,71 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
     )
 
 
+def evaluate(run: Run, stop: Callable[[], bool] = never) -> dict[str, float]:
+    """`clean_*` and `val_*` of an Epoch for the current weights, by name.
+
+    Raises:
+        Stopped: `stop`, asked before every batch, said so.
+    """
+    clean = classification(*predict(run, run.data.train, stop, run.clean))
+    val = classification(*predict(run, run.data.val, stop))
+    scores = {f"clean_{name}": clean[name] for name in ("loss", "accuracy")}
+    return scores | {f"val_{name}": value for name, value in val.items()}
+
+
+def score_test(run: Run, stop: Callable[[], bool] = never) -> tuple[dict[str, float], np.ndarray]:
+    """What the current weights make of `data.test`: for the report at the end, no search looks at it.
+
+    Returns:
+        test_loss, test_accuracy, test_balanced_accuracy, test_macro_f1 and test_ece; and the probabilities, float32
+        (N, K), of the images in their order.
+
+    Raises:
+        DataError: there are no test images.
+        Stopped: `stop`, asked before every batch, said so.
+    """
+    if not len(run.data.test.labels):
+        raise DataError("There are no test images to score. Give the data a test part, or set data.test_share above 0.")
+    logits, labels = predict(run, run.data.test, stop)
+    scores = {f"test_{name}": value for name, value in classification(logits, labels).items()}
+    return scores, logits.softmax(1).numpy()
+
+
 @torch.inference_mode()
-def evaluate(run: Run, part: Part, indices: np.ndarray) -> dict[str, float]:
-    """loss, accuracy, balanced_accuracy, macro_f1 and ece of the current weights on some images, not augmented."""
+def predict(
+    run: Run, part: Part, stop: Callable[[], bool] = never, indices: np.ndarray | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits float32 (N, K) and labels int64 (N,), on the CPU, of the images at `indices` (None: of all).
+
+    The images are not augmented, the weights those that are evaluated (`optim.ema`). Sets `run.image_ms`.
+
+    Raises:
+        Stopped: `stop`, asked before every batch, said so.
+    """
+    indices = np.arange(len(part.labels)) if indices is None else indices
     module, data = run.stepper.evaluated, run.recipe.data
     module.eval()
-    logits = []
+    made, laps = [], []
     for start in range(0, len(indices), EVALUATION_BATCH):
-        batch = evaluation_batch(part.images, indices[start : start + EVALUATION_BATCH], data.image_size, data.fit)
+        if stop():
+            raise Stopped
+        rows = indices[start : start + EVALUATION_BATCH]
+        batch = torch.from_numpy(evaluation_batch(part.images, rows, data.image_size, data.fit))
         with run.autocast:
-            logits.append(module(run.normalized(torch.from_numpy(batch))).float())
-    return classification(torch.cat(logits), torch.from_numpy(part.labels[indices]).to(run.device))
+            if run.device.type == "cuda" and len(rows) not in run.tried:  # it tries kernels first: that is not timed
+                run.tried.add(len(rows))
+                module(run.normalized(batch))
+            began = _mark(run.device)
+            made.append(module(run.normalized(batch)).float())
+            laps.append((began, _mark(run.device)))
+    logits = torch.cat(made).cpu()  # from here on a GPU has passed every mark
+    run.image_ms = sum(_ms_between(*lap) for lap in laps) / len(indices)
+    return logits, torch.from_numpy(part.labels[indices])
 
 
-def seed_everything(seed: int, epoch: int) -> int:
-    """Seed every global generator for one epoch; returns the seed that data order and augmentation use."""
-    derived = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
+def seed_everything(seed: int, step: int) -> int:
+    """Seed every global generator for one epoch; returns the seed that augmentation and mixing use."""
+    derived = derived_seed(seed, step)
     random.seed(derived)
     np.random.seed(derived)
     torch.manual_seed(derived)
@@ -210,3 +344,22 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _same(value: Value, wanted: Value) -> bool:
+    if isinstance(value, float) and isinstance(wanted, float):
+        return math.isclose(value, wanted, rel_tol=1e-9)  # what a branch tells was multiplied and divided
+    return value == wanted
+
+
+def _mark(device: torch.device) -> Any:
+    """A moment in the work of the device, without waiting for it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _ms_between(began: Any, ended: Any) -> float:
+    return float(1e3 * (ended - began) if isinstance(began, float) else began.elapsed_time(ended))

@@ -47,3 +47,9 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             crop = cv2.resize(image[y : y + 96, x : x + 128], (64, 48), interpolation=cv2.INTER_AREA)
             cv2.imwrite(str(root / name / f"{i:03d}.jpg"), crop[..., ::-1])
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that two processes share them and the quick ones fill what is left."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

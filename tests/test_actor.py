@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cvtune import checkpoint
-from cvtune.actor import OPENED, TrialActor, TrialFailed, reason_of
+from cvtune.actor import OPENED, TrialActor, TrialFailed, reason_of, score_test
 from cvtune.data import open_dataset
 from cvtune.errors import ConfigError, DataError, told
 from cvtune.study import for_data
@@ -36,6 +36,9 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "roots": (),
         "cpu": 1,
         "deadline": None,
+        "halt": str(tmp_path / "halt"),
+        "hang_s": 600,
+        "exploit": None,
     }
 
 
@@ -107,7 +110,7 @@ def test_other_images_than_the_driver_saw_are_refused(actor: TrialActor, config:
 
 def test_a_deadline_cuts_the_trial_off(actor: TrialActor, config: dict[str, Any]) -> None:
     actor.reset_config({**config, "deadline": 1.0})
-    assert actor.step()["cut"] is True
+    assert actor.step()["cut"] == "deadline"
 
 
 def test_a_full_disk_costs_no_trial(actor: TrialActor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,3 +145,72 @@ def test_an_error_is_told_with_the_line_where_it_began() -> None:
             raise ConfigError("wrapped") from inner
     except ConfigError as error:
         assert told(error).startswith("ConfigError: wrapped (test_actor.py, line ")
+
+
+def exploit(step: int, donor_step: int, attempt: int = 1) -> dict[str, Any]:
+    return {"donor": "00007", "donor_step": donor_step, "step": step, "attempt": attempt}
+
+
+def test_a_clone_starts_from_its_donors_weights_with_its_own_count_and_the_new_values(
+    actor: TrialActor, config: dict[str, Any]
+) -> None:
+    actor.reset_config({**config, "trial": "00007"})
+    donor = [actor.step() for _ in range(2)][-1]
+    actor.reset_config(config)
+    actor.step()
+    recipe = {**config["recipe"], "optim": {"lr": 0.0123}, "regularize": {"dropout": 0.25}, "max_epochs": 4}
+    clone = {**config, "recipe": recipe, "known_step": 1, "exploit": exploit(step=1, donor_step=2)}
+    actor.reset_config(clone)
+    report = actor.step()
+    assert (report["step"], report["epoch"], donor["epoch"]) == (2, 3, 2)
+    assert report["dropout"] == 0.25 and 0 < report["lr"] <= 0.0123
+    actor.reset_config({**clone, "known_step": 2})  # its process died: it goes on from what it saved since
+    again = actor.step()
+    assert (again["step"], again["epoch"]) == (3, 4)
+
+
+def test_what_an_old_process_writes_after_an_exploit_is_not_taken_for_the_clones_own(
+    actor: TrialActor, config: dict[str, Any]
+) -> None:
+    actor.reset_config({**config, "trial": "00007"})
+    actor.step()
+    actor.reset_config(config)
+    for _ in range(3):
+        actor.step()  # attempt 2 went on to step 3, but the driver saw step 1 only, and then the exploit
+    actor.reset_config({**config, "known_step": 1, "exploit": exploit(step=1, donor_step=1, attempt=2)})
+    assert actor.step()["epoch"] == 2
+
+
+def test_a_clone_without_any_donor_fails_and_does_not_start_from_scratch(
+    actor: TrialActor, config: dict[str, Any]
+) -> None:
+    actor.step()
+    actor.reset_config({**config, "known_step": 1, "exploit": exploit(step=1, donor_step=1)})
+    result = actor.step()
+    assert result["failure"] == "data_error" and "donor 00007" in result["message"]
+
+
+def test_a_halt_file_ends_the_epoch_at_the_next_batch(actor: TrialActor, config: dict[str, Any]) -> None:
+    actor.step()
+    Path(config["halt"]).touch()
+    actor.reset_config({**config, "known_step": 1})
+    assert actor.step()["cut"]
+
+
+def test_a_finished_trial_is_scored_on_the_test_images(actor: TrialActor, config: dict[str, Any]) -> None:
+    for _ in range(3):
+        actor.step()
+    metrics = score_test(config)
+    with np.load(Path(config["study"]) / "trials" / "00000" / "test.npz") as content:
+        hits = content["probabilities"].argmax(1) == content["labels"]
+    assert metrics["test_accuracy"] == pytest.approx(hits.mean()) and len(hits) > 100
+
+
+def test_a_trial_whose_folder_cannot_be_made_says_so_at_its_first_step(
+    actor: TrialActor, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """A reset that raises would leave Ray with a trial that it neither retries nor ends."""
+    (tmp_path / "a file").touch()
+    assert actor.reset_config({**config, "study": str(tmp_path / "a file")})
+    result = actor.step()
+    assert result["failure"] == "code_error" and "a file" in result["message"]

@@ -21,17 +21,22 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("space", "schedulers", "searchers"),
     ("study",),
     (
-        *("cvtune", "usercode", "lease", "journal", "checkpoint"),
+        *("cvtune", "usercode", "lease", "journal", "checkpoint", "pulse", "signals"),
         *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "loss"),
     ),
-    ("train", "results", "preflight", "screen", "ledger", "study_folder"),
-    ("report", "tune", "actor"),
+    ("history", "train"),
+    ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
+    ("explained", "population", "pb2", "ray_schedulers", "board"),
+    ("results", "preflight", "report"),
+    ("screen", "sweep", "ledger", "study_folder"),
+    ("phases", "tune", "actor", "cluster"),
     ("engine",),
     ("cli",),
 )
 
 FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may import it
-    "ray": ("tune", "actor", "engine"),
+    "ray": ("tune", "actor", "engine", "cluster", "board", "ray_schedulers", "population", "pb2", "explained"),
+    "optuna": ("suggest",),
     "wandb": ("track",),
     "albumentations": ("augment",),
     "pyarrow": ("results", "data"),
@@ -48,7 +53,7 @@ FUNCTION_LINES = 60
 WITHOUT_DOCSTRING = {  # public all the same
     # sections whose every field is described by `recipe.field`
     "recipe.Data", "recipe.Augment", "recipe.Regularize", "recipe.Model", "recipe.Optim", "recipe.Loss",
-    "study.Source", "study.Budget", "study.Resources",
+    "study.Source", "study.Budget", "study.Resources", "study.Confirm",
     # plain records that their names and fields explain
     "epoch.MetricDoc", "results.Column", "cli.Resume",
     # what runs after `if __name__ == "__main__"`

@@ -21,6 +21,7 @@ from cvtune.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CLUSTER = (ROOT / "cluster" / "README.md").read_text()
+REFERENCE = (ROOT / "cvtune" / "docs" / "schedulers.md").read_text()
 PINS = (ROOT / "cluster" / "requirements.txt").read_text().splitlines()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -48,7 +49,7 @@ def cvtune_calls(text: str) -> Iterator[list[str]]:
                 yield words[words.index("cvtune.cli") + 1 :]
 
 
-CALLS = [call for text in (README, CLUSTER) for call in cvtune_calls(text) if call]
+CALLS = [call for text in (README, CLUSTER, REFERENCE) for call in cvtune_calls(text) if call]
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)

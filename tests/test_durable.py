@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -12,8 +14,10 @@ import torch
 from cvtune import checkpoint, lease
 from cvtune.durable import read_json, write_whole
 from cvtune.errors import CvtuneError, OwnedError
-from cvtune.journal import Journal, load, read
+from cvtune.history import load
+from cvtune.journal import Journal, read
 from cvtune.recipe import Recipe
+from cvtune.study import for_data
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +90,59 @@ def test_who_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
     assert mine.journal.read_bytes() == before and not lease.owner(tmp_path)["released"]
 
 
+def someone_elsewhere(study: Path, **more: object) -> Path:
+    path = study / "lease.json"
+    known = {"term": 1, "host": "elsewhere", "pid": 1, "heartbeat": time.time(), "beat": 3, "released": False}
+    write_whole(path, json.dumps({**known, **more}))
+    return path
+
+
+def test_an_owner_elsewhere_is_watched_for_one_lease_and_then_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its clock says: what counts is whether its heartbeat moves."""
+    monkeypatch.setattr(lease, "STALE_S", 2.5)
+    someone_elsewhere(tmp_path, heartbeat=time.time() + 3600)
+    begun = time.monotonic()
+    lease.refuse_if_owned(tmp_path)
+    assert time.monotonic() - begun >= 2.5
+
+
+def test_an_owner_elsewhere_whose_heart_beats_is_named_at_the_first_beat(tmp_path: Path) -> None:
+    someone_elsewhere(tmp_path)
+    beat = threading.Timer(0.5, lambda: someone_elsewhere(tmp_path, beat=4))
+    beat.start()
+    with pytest.raises(OwnedError, match="process 1 on elsewhere"):
+        lease.refuse_if_owned(tmp_path)
+    beat.join()
+
+
+@pytest.mark.parametrize(("answer", "ended"), [("RUNNING", False), ("COMPLETED", True), ("PENDING", True), ("", True)])
+def test_an_owner_in_an_ended_slurm_job_is_dead_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, ended: bool
+) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(f"#!/bin/sh\necho {answer}\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    someone_elsewhere(tmp_path, slurm_job="17", slurm_restart="0")
+    current = lease.owner(tmp_path)
+    assert current is not None and lease.is_alive(current) is not ended
+
+
+def test_a_requeued_slurm_job_takes_its_own_study_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho RUNNING\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    someone_elsewhere(tmp_path, slurm_job="17", slurm_restart="0")
+    lease.refuse_if_owned(tmp_path)
+
+
 # --- journal
 
 
@@ -93,11 +150,11 @@ def _study_with(tmp_path: Path, events: int) -> Path:
     (tmp_path / "journal").mkdir()
     journal = Journal(tmp_path / "journal" / "0001.jsonl")
     journal.append("open", {"term": 1})
-    journal.append("trial", {"trial": "00000", "index": 0, "values": {"optim.lr": 0.1}, "recipe": {}})
+    proposed = {"role": "search", "label": "", "values": {"optim.lr": 0.1}, "recipe": {}, "waiting": False}
+    journal.append("trial", {"trial": "00000", "index": 0, **proposed})
     for step in range(1, events + 1):
-        journal.append(
-            "epoch", {"trial": "00000", "step": step, "val_accuracy": float("nan") if step == 2 else step / 10}
-        )
+        report = {"step": step, "seconds": 1.0, "val_accuracy": float("nan") if step == 2 else step / 10}
+        journal.append("epoch", {"trial": "00000", **report, "answer": "go", "acts": [], "reason": None})
     journal.close()
     return tmp_path
 
@@ -107,8 +164,7 @@ def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
     record = history.trials["00000"]
     assert record.recipe == Recipe() and record.steps == 3
     assert [e["val_accuracy"] for e in record.epochs] == [0.1, None, 0.3]
-    assert history.best("val_accuracy", "max")[1]["step"] == 3
-    assert history.best("val_accuracy", "min")[1]["step"] == 1
+    assert history.best(for_data("digits"))[1]["step"] == 3
     assert not history.complete
 
 
@@ -116,7 +172,7 @@ def test_lines_are_plain_json_with_number_version_and_checksum(tmp_path: Path) -
     lines = (_study_with(tmp_path, 2) / "journal" / "0001.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert [e["n"] for e in events] == [0, 1, 2, 3]
-    assert all(e["v"] == 1 and len(e["crc"]) == 8 for e in events)
+    assert all(e["v"] == 2 and len(e["crc"]) == 8 for e in events)
 
 
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +187,9 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", nearly_full)
         with pytest.raises(OSError, match="No space"):
-            journal.append("close", {"why": "complete"})
+            journal.append("close", {"why": "complete", "ended": None})
     assert path.read_bytes() == before
-    journal.append("close", {"why": "complete"})
+    journal.append("close", {"why": "complete", "ended": None})
     assert load(tmp_path).complete
 
 
@@ -156,11 +212,24 @@ def test_terms_follow_one_another(tmp_path: Path) -> None:
     _study_with(tmp_path, 1)
     second = Journal(tmp_path / "journal" / "0002.jsonl")
     second.append("open", {"term": 2})
-    second.append("end", {"trial": "00000", "reason": "completed", "message": ""})
-    second.append("close", {"why": "complete"})
+    second.append("end", {"trial": "00000", "reason": "completed", "message": "", "acts": []})
+    second.append("close", {"why": "complete", "ended": None})
     second.close()
     history = load(tmp_path)
     assert len(history.terms) == 2 and history.complete and history.trials["00000"].reason == "completed"
+
+
+def test_an_owner_that_froze_before_its_first_line_is_passed_over(tmp_path: Path) -> None:
+    """Term 2 took the study, froze, and wrote only after term 3 had begun from what term 1 left."""
+    _study_with(tmp_path, 2)
+    third = Journal(tmp_path / "journal" / "0003.jsonl")
+    third.append("open", {"term": 3, "saw_term": 1, "saw": 4})
+    thawed = Journal(tmp_path / "journal" / "0002.jsonl")
+    thawed.append("open", {"term": 2, "saw_term": 1, "saw": 4})
+    thawed.append("end", {"trial": "00000", "reason": "cancelled", "message": "", "acts": []})
+    third.append("end", {"trial": "00000", "reason": "completed", "message": "", "acts": []})
+    assert load(tmp_path).trials["00000"].reason == "completed"
+    assert [term["term"] for term in load(tmp_path).terms] == [1, 3]
 
 
 # --- checkpoint

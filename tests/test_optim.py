@@ -98,12 +98,13 @@ def test_schedules(schedule: str, middle: float) -> None:
     assert rate(end, 500, 10) == (0.01 if schedule == "constant" else 0.0)
 
 
-def test_the_stepper_reports_the_rate_it_used() -> None:
-    r = recipe(max_epochs=10, optim__schedule="linear", optim__backbone_lr_scale=0.1)
+def test_the_stepper_reports_the_rate_and_decay_it_used() -> None:
+    r = recipe(max_epochs=10, optim__schedule="linear", optim__backbone_lr_scale=0.1, regularize__weight_decay=0.2)
     network = tiny()
     stepper = Stepper(network, r, 2)
     train(network, stepper, 7)
     assert stepper.lr == rate(r, 6, 2)
+    assert stepper.weight_decay == 0.2
     assert {g["head"]: g["lr"] / stepper.lr for g in stepper.optimizer.param_groups} == pytest.approx(
         {False: 0.1, True: 1}
     )
@@ -305,6 +306,44 @@ def test_the_recipe_rules_over_a_restored_state(name: str) -> None:
         assert group["lr"] == 0.5
         assert group["weight_decay"] == (0.1 if group["decayed"] else 0.0)
         assert group.get("betas", (0.7,))[0] == group.get("momentum", 0.7) == 0.7
+
+
+TORCHS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.5, "nesterov": True}),
+    "adam": (torch.optim.Adam, {"betas": (0.5, 0.999)}),
+    "adamw": (torch.optim.AdamW, {"betas": (0.5, 0.999)}),
+    "adagrad": (torch.optim.Adagrad, {}),
+    "rmsprop": (torch.optim.RMSprop, {"momentum": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_with_a_donors_weights_and_moments_the_next_step_is_that_of_the_new_values(name: str) -> None:
+    donor, old = trained(3, optim__name=name, optim__momentum=0.9, regularize__l2=0.5, regularize__weight_decay=3.0)
+    decay = "regularize__weight_decay" if name == "adamw" else "regularize__l2"  # what torch's own can do
+    network = tiny()
+    stepper = Stepper(network, recipe(optim__name=name, optim__momentum=0.5, optim__lr=0.003, **{decay: 0.1}), 1)
+    network.module.load_state_dict(donor.module.state_dict())
+    stepper.load_state_dict(copy.deepcopy(old.state_dict()))
+    in_force = dict(stepper.in_force())
+    assert (in_force["optim.lr"], in_force[decay.replace("__", ".")]) == (0.003, 0.1)
+    assert in_force.get("optim.momentum", 0.5) == 0.5
+
+    module = copy.deepcopy(donor.module)
+    kind, options = TORCHS[name]
+    matrices, vectors = ([p for p in module.parameters() if (p.ndim >= 2) == m] for m in (True, False))
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    torchs = kind(groups, lr=0.003, **options)
+    for theirs, ours in zip(module.parameters(), donor.module.parameters(), strict=True):
+        torchs.state[theirs] = copy.deepcopy(old.optimizer.state[ours])
+    backward(module, 7)
+    torchs.step()
+
+    train(network, stepper, 1, start=7)
+    moved = weights(network.module)["5.weight"] - weights(donor.module)["5.weight"]
+    assert moved.abs().max() > 1e-4
+    torch.testing.assert_close(weights(network.module), weights(module), rtol=1e-5, atol=1e-6)
+    assert stepper.steps == 4
 
 
 def test_a_state_without_average_starts_one_from_the_weights() -> None:

@@ -28,7 +28,8 @@ def test_flat_names_are_the_fields() -> None:
         ("model.name", "python:no_function", "python:module:function"),
         ("augment.policy", "familys", "Did you mean 'families'?"),
         ("loss.name", "entropy", "cross_entropy"),
-        ("data.batch_size", 0, "data.batch_size = 0"),
+        ("data.batch_size", 1, "data.batch_size = 1"),
+        ("data.report_images", 7, "data.report_images = 7: input should be greater than or equal to 8"),
         ("optim.lr", "fast", "optim.lr = 'fast'"),
     ],
 )

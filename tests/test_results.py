@@ -18,7 +18,7 @@ from cvtune.results import export, write_tables
 from cvtune.study import for_data
 
 STUDY = for_data("digits").set({"max_epochs": 3})
-TABLES = ("studies", "trials", "epochs", "decisions")
+TABLES = ("studies", "trials", "epochs", "decisions", "predictions")
 
 
 @pytest.fixture
@@ -32,16 +32,18 @@ def folder(tmp_path: Path) -> Path:
     recipes = [{"changes": [[1, {"augment.strength": 0.9}]], "max_epochs": 3}, {"regularize": {"strength": 1.0}}]
     for index, recipe in enumerate(recipes):
         name = f"{index:05d}"
-        journal.append("trial", {"trial": name, "index": index, "values": {"optim.lr": 0.1}, "recipe": recipe})
+        proposed = {"role": "search", "label": "", "values": {"optim.lr": 0.1}, "recipe": recipe, "waiting": False}
+        journal.append("trial", {"trial": name, "index": index, **proposed})
         journal.append("segment", {"trial": name, "segment": 0, "attempt": 1, "step": 0, "node": "n", "pid": 1})
     for trial, step, score in (("00000", 1, 0.5), ("00001", 1, 0.25), ("00000", 2, float("nan"))):
         numbers = {**dict.fromkeys(METRICS, 0.5), "step": step, "epoch": step, "val_accuracy": score, "seconds": 2.0}
-        journal.append("epoch", {"trial": trial, "attempt": 1, "segment": 0, **numbers})
-    call = {"who": "scheduler", "call": 0, "hook": "on_trial_result", "trial": "00001", "step": 1, "answer": "STOP"}
-    journal.append("call", {**call, "action": "stop", "why": "rung 1", "statuses": {}})
-    journal.append("end", {"trial": "00001", "reason": "stopped_scheduler", "message": "rung 1"})
-    journal.append("end", {"trial": "00000", "reason": "diverged", "message": ""})
-    journal.append("close", {"why": "complete"})
+        decided = {"answer": "go", "acts": [], "reason": None, "message": ""}
+        if trial == "00001":
+            decided |= {"answer": "stop", "reason": "stopped_scheduler", "message": "rung 1", "call": 0}
+            decided |= {"action": "stop", "why": "rung 1", "arrival": 0}
+        journal.append("epoch", {"trial": trial, "attempt": 1, "segment": 0, **numbers, **decided})
+    journal.append("end", {"trial": "00000", "reason": "diverged", "message": "", "acts": []})
+    journal.append("close", {"why": "complete", "ended": "budget.trials = 2"})
     journal.close()
     write_tables(study)
     return study

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from cvtune.epoch import METRICS
-from cvtune.journal import History
+from cvtune.history import History
 from cvtune.screen import GRID, Lines, Screen, strength_grid, summary
 from cvtune.study import for_data
 
@@ -22,14 +22,16 @@ def events(trials: int = 8) -> list[dict[str, Any]]:
             f"{i:05d}",
             {"augment.strength": i / trials, "regularize.strength": (trials - 1 - i) / trials, "optim.lr": 0.1},
         )
-        found.append({"kind": "trial", "trial": name, "index": i, "values": values, "recipe": {"max_epochs": 9}})
+        proposed = {"role": "search", "label": "", "values": values, "recipe": {"max_epochs": 9}, "waiting": False}
+        found.append({"kind": "trial", "trial": name, "index": i, **proposed})
         found.append({"kind": "segment", "trial": name, "attempt": 1, "segment": 0, "node": "here"})
         scores = {**dict.fromkeys(METRICS, 0.5), "val_accuracy": i / 10, "step": 1, "epoch": 1}
-        found.append({"kind": "epoch", "trial": name, "attempt": 1, "segment": 0, **scores})
+        decided = {"answer": "go", "acts": [], "reason": None, "message": ""}
+        found.append({"kind": "epoch", "trial": name, "attempt": 1, "segment": 0, **scores, **decided})
         if i % 2:
-            found.append({"kind": "end", "trial": name, "reason": "stopped_scheduler", "message": "rung 1"})
-    found.append({"kind": "end", "trial": "00002", "reason": "code_error", "message": "ValueError: no"})
-    found.append({"kind": "close", "why": "complete"})
+            found.append({"kind": "end", "trial": name, "reason": "stopped_scheduler", "message": "rung 1", "acts": []})
+    found.append({"kind": "end", "trial": "00002", "reason": "code_error", "message": "ValueError: no", "acts": []})
+    found.append({"kind": "close", "why": "complete", "ended": "budget.trials = 8"})
     return [{"t": 1.7e9 + n, **event} for n, event in enumerate(found)]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cvtune.errors import ConfigError
+from cvtune.recipe import Recipe
 from cvtune.space import Choice, IntUniform, LogUniform, Space, Uniform, When, space
 
 CONDITIONAL = space(
@@ -23,6 +24,35 @@ def test_a_domain_covers_both_ends_and_nothing_else(domain) -> None:
     )
     if not isinstance(domain, Choice):
         assert min(values) >= edges[0] and max(values) <= edges[1]
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [Uniform(0.1, 0.7), LogUniform(1e-4, 2e-2), IntUniform(2, 5), Choice("a", "b", None), Choice(True, 1, 0.5)],
+)
+def test_a_value_leads_back_to_its_quantile(domain) -> None:
+    for u in np.linspace(0, 1, 1001):
+        value = domain.at(u)
+        assert domain.contains(value)
+        again = domain.quantile(value)
+        assert 0 <= again <= 1
+        assert domain.at(again) == (pytest.approx(value) if isinstance(value, float) else value)
+        assert isinstance(domain, IntUniform | Choice) or again == pytest.approx(u, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("domain", "outside"),
+    [
+        (Uniform(0, 1), (-1e-9, 1.1, True, None, "0.5")),
+        (LogUniform(1e-4, 1e-1), (0, 0.2, "0.01")),
+        (IntUniform(1, 5), (0, 6, 2.0, 2.5, True)),
+        (Choice("a", None, 1), ("b", True, 0)),
+    ],
+)
+def test_a_domain_contains_what_it_can_propose_and_nothing_else(domain, outside) -> None:
+    assert all(domain.contains(value) for value in domain.edges())
+    assert not any(domain.contains(value) for value in outside)
+    assert not isinstance(domain, Uniform) or domain.contains(1)  # a whole number, as JSON has it
 
 
 def test_log_uniform_gives_each_order_of_magnitude_the_same_share() -> None:
@@ -93,3 +123,42 @@ def test_a_space_survives_json() -> None:
 def test_without_drops_names_and_the_conditions_on_them() -> None:
     assert not CONDITIONAL.without({"optim.name"}).conditions
     assert set(CONDITIONAL.without({"optim.lr"}).domains) == {"optim.momentum", "optim.name"}
+
+
+def test_encoded_points_are_quantiles_and_decode_to_the_same_values() -> None:
+    for index in range(50):
+        values = CONDITIONAL.sample(np.random.default_rng(index))
+        encoded = CONDITIONAL.encode(values)
+        assert len(encoded) == 3 and all(0 <= u <= 1 for u in encoded)
+        assert ("optim.momentum" in values) or encoded[0] == 0.5
+        assert CONDITIONAL.pick(dict(zip(CONDITIONAL.domains, encoded, strict=True))) == pytest.approx(values)
+
+
+def test_given_values_are_kept_as_far_as_their_condition_holds() -> None:
+    rng = np.random.default_rng(0)
+    assert CONDITIONAL.sample(rng, {"optim.name": "sgd", "optim.momentum": 0.3})["optim.momentum"] == 0.3
+    assert "optim.momentum" not in CONDITIONAL.sample(rng, {"optim.name": "adamw", "optim.momentum": 0.3})
+
+
+def test_restrict_finds_the_searched_values_of_a_recipe() -> None:
+    recipe = Recipe().replace({"optim.name": "sgd", "optim.momentum": 0.5, "optim.lr": 0.01})
+    searched = {"optim.name": "sgd", "optim.lr": 0.01, "optim.momentum": 0.5}
+    assert CONDITIONAL.restrict(recipe.flat()) == searched
+    adam = recipe.replace({"optim.name": "adamw", "optim.momentum": 0.95})  # not searched with adamw, so it may be any
+    assert CONDITIONAL.restrict(adam.flat()) == {"optim.name": "adamw", "optim.lr": 0.01}
+    assert CONDITIONAL.restrict(recipe.replace({"optim.momentum": 0.95}).flat()) is None
+    assert CONDITIONAL.restrict({"optim.name": "sgd", "optim.lr": 0.01}) is None
+
+
+@pytest.mark.parametrize(
+    ("point", "said"),
+    [
+        ({"optim.lrr": 0.01}, "'optim.lrr' is not searched. Did you mean 'optim.lr'"),
+        ({"optim.lr": 0.5}, r"optim.lr = 0.5 lies outside LogUniform\(0.0001, 0.1\)"),
+        ({"optim.name": "sgdd"}, r"optim.name = 'sgdd' lies outside Choice\('sgd', 'adamw'\)"),
+    ],
+)
+def test_a_point_that_no_searcher_could_propose_is_refused(point, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        CONDITIONAL.check_point(point)
+    CONDITIONAL.check_point({"optim.lr": 0.05})  # a part of a point will do

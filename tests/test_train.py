@@ -12,9 +12,13 @@ import torch
 from cvtune import checkpoint
 from cvtune.data import Dataset, Part, open_dataset
 from cvtune.epoch import METRICS, Epoch
-from cvtune.recipe import Recipe
+from cvtune.errors import DataError
+from cvtune.models import Network
+from cvtune.optim import Stepper
+from cvtune.recipe import MUTABLE, Recipe
+from cvtune.regularize import resolve
 from cvtune.study import Source
-from cvtune.train import Run, train
+from cvtune.train import NotInForce, Run, predict, score_test, train
 
 SMALL = Recipe().replace(
     {
@@ -26,7 +30,7 @@ SMALL = Recipe().replace(
         "optim.lr": 1e-2,
     }
 )
-TIMES = ("seconds", "images_per_second", "data_wait", "peak_memory")
+TIMES = ("seconds", "images_per_second", "data_wait", "peak_memory", "image_ms")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,8 @@ def test_it_learns_and_every_number_is_sane(digits: Dataset) -> None:
     )
     assert last["grad_norm"] > 0 and last["images_per_second"] > 0 and last["peak_memory"] > 0
     assert epochs[0].lr > 0 and epochs[-1].lr < epochs[1].lr  # warm-up, then cosine
+    assert last["image_ms"] > 0 and (last["dropout"], last["augment_strength"]) == (0.15, 0.3)
+    assert last["parameters"] == sum(p.numel() for p in Run(SMALL, digits).model.module.parameters())
 
 
 VARIANTS = {
@@ -74,6 +80,7 @@ VARIANTS = {
         "optim.name": "rmsprop",
         "optim.lr": 1e-3,
     },
+    "cut into reports": {"data.report_images": 130},
     "frozen, changed": {"model.freeze_epochs": 1, "changes": [[2, {"augment.strength": 0.9, "optim.lr": 1e-3}]]},
 }
 
@@ -126,6 +133,19 @@ def test_changes_reach_the_effective_numbers(digits: Dataset) -> None:
     assert [e.weight_decay for e in epochs[2:]] == [0.7, 0.7] and epochs[0].weight_decay != 0.7
 
 
+def test_a_pass_cut_into_reports_is_the_same_training(digits: Dataset) -> None:
+    used = len(Run(SMALL, digits).used)
+    whole = [numbers(e) for e in train(Run(SMALL, digits))]
+    for all_of_them in (used, used + 100):
+        recipe = SMALL.replace({"data.report_images": all_of_them})
+        assert [numbers(e) for e in train(Run(recipe, digits))] == whole
+    cut = SMALL.replace({"data.report_images": used // 4, "data.batch_size": 8, "max_epochs": 16})
+    epochs = list(train(Run(cut, digits)))
+    assert len(epochs) == 16  # four passes, with one rate schedule over all of them
+    assert epochs[-1].lr < 0.02 * max(e.lr for e in epochs)
+    assert epochs[-1].train_accuracy > 0.5 > epochs[0].train_accuracy
+
+
 def test_stop_ends_between_batches_without_a_report(digits: Dataset) -> None:
     asked = 0
 
@@ -138,6 +158,161 @@ def test_stop_ends_between_batches_without_a_report(digits: Dataset) -> None:
     epochs = list(train(run, stop))
     assert len(epochs) == run.epoch == 1  # six batches an epoch: the second one was broken off
     assert asked == 10
+
+
+def test_stop_breaks_off_the_evaluation_too(digits: Dataset) -> None:
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 6
+
+    run = Run(SMALL, digits)
+    assert not list(train(run, stop))
+    assert (asked, run.epoch, run.step) == (7, 0, 0)  # after the last of six batches, before the first evaluation
+
+
+# --- weights of another trial -----------------------------------------------------------------------------------
+
+DONOR = SMALL.replace(
+    {
+        "seed": 7,
+        "optim.name": "sgd",
+        "optim.schedule": "constant",
+        "optim.warmup_epochs": 0,
+        "optim.momentum": 0.9,
+        "optim.clip_norm": 5.0,
+        "regularize.dropout": 0.4,
+        "regularize.drop_path": 0.2,
+        "regularize.l2": 1e-3,
+        "regularize.weight_decay": 0.1,
+    }
+)
+MUTATED = {  # every value that may change in mid-training, to something that neither SMALL nor DONOR has
+    "augment.strength": 0.7,
+    "augment.geometry": 0.5,
+    "augment.color": 0.6,
+    "augment.quality": 0.4,
+    "augment.occlusion": 0.3,
+    "augment.mixup": 0.2,
+    "augment.cutmix": 0.9,
+    "regularize.strength": 0.8,
+    "regularize.dropout": 0.25,
+    "regularize.spatial_dropout": 0.15,
+    "regularize.drop_path": 0.3,
+    "regularize.label_smoothing": 0.05,
+    "regularize.weight_decay": 0.7,
+    "regularize.l2": 1e-4,
+    "regularize.l1": 1e-5,
+    "optim.lr": 3e-3,
+    "optim.momentum": 0.5,
+    "optim.clip_norm": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def donor(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of DONOR after two epochs."""
+    torch.set_num_threads(1)
+    run = Run(DONOR, digits)
+    epochs = train(run)
+    next(epochs), next(epochs)
+    folder = tmp_path_factory.mktemp("donor") / "2"
+    checkpoint.save(folder, run.state_dict(), {})
+    return folder
+
+
+def clone(recipe: Recipe, data: Dataset, donor: Path, step: int) -> Run:
+    run = Run(recipe, data)
+    run.load_state_dict(checkpoint.load(donor)[0])
+    run.step = step
+    return run
+
+
+def test_mutated_values_rule_over_the_donors_state(digits: Dataset, donor: Path) -> None:
+    assert set(MUTATED) == set(MUTABLE)
+    run = clone(DONOR.replace(MUTATED | {"seed": 1}), digits, donor, step=5)
+    epochs = list(train(run))
+    assert [(e.step, e.epoch) for e in epochs] == [(6, 3), (7, 4)]  # max_epochs is the age of the weights
+    told = ("lr", "weight_decay", "dropout", "augment_strength")
+    assert [round(getattr(epochs[0], name), 9) for name in told] == [0.003, 0.7, 0.25, 0.7]
+    in_force = dict(run.in_force())
+    assert set(in_force) | {"regularize.strength"} == set(MUTABLE)
+    assert {name: pytest.approx(MUTATED[name]) for name in in_force} == in_force
+
+
+@pytest.mark.parametrize("name", MUTABLE)
+def test_a_value_that_was_not_applied_is_noticed_before_the_first_batch(
+    digits: Dataset, donor: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    recipe = DONOR.replace({"regularize.spatial_dropout": None, "changes": [[2, {name: MUTATED[name]}]]})
+    run = clone(recipe, digits, donor, step=2)
+    assert len(list(train(run))) == 2
+    run = clone(recipe, digits, donor, step=2)
+    monkeypatch.setattr(Run, "apply", lambda self, now: None)
+    asked: list[bool] = []
+    knob = "regularize.[a-z_]+" if name == "regularize.strength" else name
+    with pytest.raises(NotInForce, match=f"^{knob} = .* at step 2, but the recipe says"):
+        list(train(run, stop=lambda: bool(asked.append(True))))
+    assert not asked
+
+
+def test_a_momentum_that_the_donors_state_put_back_is_noticed(
+    digits: Dataset, donor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(DONOR.replace({"optim.momentum": 0.5}), digits)
+    run.check_in_force(resolve(run.recipe))
+    monkeypatch.setattr(Stepper, "apply", lambda self, now: None)
+    run.load_state_dict(checkpoint.load(donor)[0])
+    with pytest.raises(NotInForce, match=r"optim.momentum = 0.9 is in force .* says 0.5"):
+        next(train(run))
+
+
+def test_noise_that_was_never_set_is_noticed(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Network, "set_noise", lambda self, regularize: None)
+    with pytest.raises(NotInForce, match=r"regularize.dropout = 0.0 is in force .* says 0.4"):
+        next(train(Run(DONOR, digits)))
+
+
+@pytest.mark.parametrize("architecture", ["small_resnet", "torchvision:mobilenet_v3_small"])
+def test_every_single_place_of_noise_is_read_back(digits: Dataset, architecture: str) -> None:
+    recipe = resolve(SMALL.replace({"data.image_size": 32, "model.name": architecture, "regularize.drop_path": 0.3}))
+    run = Run(recipe, digits)
+    run.check_in_force(recipe)
+    for sites in (run.model._dropout, run.model._channels, *run.model._branches[1:]):
+        before, sites[-1].p = sites[-1].p, 0.77
+        with pytest.raises(NotInForce, match="is in force"):
+            run.check_in_force(recipe)
+        sites[-1].p = before
+    run.check_in_force(recipe)
+
+
+def test_clones_of_one_donor_part_and_each_repeats_bit_for_bit(digits: Dataset, donor: Path, tmp_path: Path) -> None:
+    recipe = DONOR.replace({"seed": 1, "max_epochs": 4})
+    mine, same, later, other = (
+        [numbers(e) for e in train(clone(recipe.replace({"seed": seed}), digits, donor, step))]
+        for seed, step in ((1, 5), (1, 5), (1, 6), (2, 5))
+    )
+    assert mine == same
+    assert len({row[0]["train_loss"] for row in (mine, later, other)}) == 3
+    run = clone(recipe, digits, donor, step=5)
+    first = next(train(run))
+    checkpoint.save(tmp_path / "6", run.state_dict(), first.numbers())
+    again = Run(recipe, digits)
+    again.load_state_dict(checkpoint.load(tmp_path / "6")[0])
+    assert [numbers(first), *(numbers(e) for e in train(again))] == mine
+
+
+def test_a_state_from_a_machine_without_a_scaler_is_taken_up(digits: Dataset) -> None:
+    state = Run(SMALL, digits).state_dict()
+    run = Run(SMALL, digits)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    run.load_state_dict(state)
+    assert run.scaler.get_scale() == 1024.0
+
+
+# --- ends -------------------------------------------------------------------------------------------------------
 
 
 def test_a_rate_far_too_high_gives_an_epoch_that_says_so(digits: Dataset) -> None:
@@ -155,6 +330,40 @@ def test_the_test_part_is_never_read(digits: Dataset) -> None:
 
     hidden = dataclasses.replace(digits, test=Part(Forbidden(), np.zeros(3, np.int64)))
     assert len(list(train(Run(SMALL.replace({"max_epochs": 1}), hidden)))) == 1
+
+
+def test_the_test_images_are_scored_with_the_weights_that_are_kept(digits: Dataset) -> None:
+    run = Run(SMALL.replace({"data.train_fraction": 1.0, "optim.ema": 0.8}), digits)
+    list(train(run))
+    asked: list[bool] = []
+    scores, probabilities = score_test(run, stop=lambda: bool(asked.append(True)))
+    labels = digits.test.labels
+    assert asked
+    assert set(scores) == {f"test_{name}" for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")}
+    assert (probabilities.dtype, probabilities.shape) == (np.float32, (len(labels), 10))
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    assert (
+        scores["test_accuracy"] == pytest.approx((probabilities.argmax(1) == labels).mean())
+        and scores["test_accuracy"] > 0.7
+    )
+    run.stepper._average = None  # the raw weights
+    assert not np.array_equal(score_test(run)[1], probabilities)
+
+
+def test_predict_takes_the_images_asked_for_in_their_order(digits: Dataset) -> None:
+    run = Run(SMALL, digits)
+    logits, labels = predict(run, digits.val)
+    assert (logits.dtype, logits.shape, logits.device.type) == (torch.float32, (len(digits.val.labels), 10), "cpu")
+    assert labels.tolist() == digits.val.labels.tolist()
+    few, their = predict(run, digits.val, indices=np.array([9, 2]))
+    torch.testing.assert_close(few, logits[[9, 2]])
+    assert their.tolist() == labels[[9, 2]].tolist()
+
+
+def test_no_test_images_no_score(digits: Dataset) -> None:
+    none = dataclasses.replace(digits, test=Part([], np.zeros(0, np.int64)))
+    with pytest.raises(DataError, match="no test images"):
+        score_test(Run(SMALL, none))
 
 
 def test_l1_makes_weights_exactly_zero_and_the_share_is_reported(digits: Dataset) -> None:
@@ -181,3 +390,4 @@ def test_a_gpu_learns_too_and_takes_up_a_checkpoint(digits: Dataset, tmp_path: P
     epochs += list(train(again))
     assert [e.epoch for e in epochs] == [1, 2, 3, 4, 5, 6]
     assert epochs[-1].val_accuracy > 0.85 and 0 < epochs[-1].peak_memory < 4000
+    assert 0 < epochs[-1].image_ms < 10

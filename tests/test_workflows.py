@@ -1,6 +1,7 @@
 """The workflows in `workflows/`: each builds and tells how to run it; two are run for real, in small."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cvtune import study
+from cvtune.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,10 +23,11 @@ def has_study(path: Path) -> bool:
 
 
 WORKFLOWS = [path for path in sorted((ROOT / "workflows").glob("*.py")) if has_study(path)]
+ALONE = [path for path in WORKFLOWS if path.stem != "replay"]  # that one needs the results of pbt
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
-@each_workflow
+@pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
 def test_builds_and_is_named_like_its_file(path: Path) -> None:
     built = study.load(str(path))
     assert built.name == path.stem
@@ -41,15 +44,17 @@ def test_docstring_tells_what_it_is_and_how_to_run_it(path: Path) -> None:
     assert "Expect: " in text
 
 
-def run(workflow: str, folder: Path, *settings: str) -> Path:
+def run(workflow: str, folder: Path, *settings: str, population: Path | None = None) -> Path:
     """Run a workflow through the command line as a user would; returns the study's folder."""
     options = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "cvtune.cli", "run", f"workflows/{workflow}.py", *options]
     places = ["--storage", str(folder / "studies"), "--cache", str(folder / "cache")]
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CVTUNE_"))}
+    if population is not None:
+        alone["CVTUNE_REPLAY"] = str(population)
     done = subprocess.run([*command, *places], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    study_folder = folder / "studies" / workflow
+    study_folder = folder / "studies" / ("pbt-replay" if population else workflow)
     assert re.search(r"^tables +\S", done.stdout, re.MULTILINE), done.stdout[-3000:]
     return study_folder
 
@@ -57,18 +62,23 @@ def run(workflow: str, folder: Path, *settings: str) -> Path:
 def check_tables(study_folder: Path, trials: int) -> None:
     table = pq.read_table(study_folder / "tables" / "trials.parquet")
     epochs = pq.read_table(study_folder / "tables" / "epochs.parquet")
-    assert table.num_rows == trials
+    searched = table.filter(pc.equal(table["role"], "search"))
+    assert searched.num_rows == trials
     assert set(table["reason"].to_pylist()) <= {"completed", "stopped_scheduler"}, table["message"].to_pylist()
     assert "completed" in table["reason"].to_pylist()
     assert epochs.num_rows == pc.sum(table["epochs"]).as_py() >= trials
     assert epochs["val_accuracy"].null_count == 0
-    assert len(set(epochs["optim.lr"].to_pylist())) == trials, "each trial trains with a point of its own"
+    assert len(set(searched["optim.lr"].to_pylist())) == trials, "each trial trains with a point of its own"
 
 
 @pytest.mark.slow
 def test_quickstart_runs_and_readmes_query_reads_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study_folder = run("quickstart", tmp_path, "budget.trials=4", "max_epochs=2")
+    study_folder = run("quickstart", tmp_path, "budget.trials=4", "max_epochs=2", "noise_seeds=2", "confirm.seeds=2")
     check_tables(study_folder, trials=4)
+    compared = json.loads((study_folder / "best" / "comparison.json").read_text())
+    assert {recipe["label"] for recipe in compared["recipes"]} >= {"default", "trivial"}
+    predictions = pq.read_table(study_folder / "tables" / "predictions.parquet")
+    assert predictions.num_rows == compared["images"] * sum(len(recipe["seeds"]) for recipe in compared["recipes"])
     assert (study_folder / "best" / "recipe.json").is_file()
     query = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert query is not None
@@ -80,4 +90,29 @@ def test_quickstart_runs_and_readmes_query_reads_its_tables(tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_own_code_runs(tmp_path: Path) -> None:
-    check_tables(run("own_code", tmp_path, "budget.trials=3", "max_epochs=1"), trials=3)
+    check_tables(run("own_code", tmp_path, "budget.trials=3", "max_epochs=1", "confirm.top=0"), trials=3)
+
+
+@pytest.mark.slow
+def test_the_schedule_of_a_population_is_replayed_against_the_best_constant_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("max_epochs=4", "data.train_fraction=0.4", "confirm.seeds=2")
+    with pytest.raises(ConfigError, match="pbt"):
+        monkeypatch.setenv("CVTUNE_REPLAY", str(tmp_path / "nowhere"))
+        study.load(str(ROOT / "workflows" / "replay.py"))
+    older = run("pbt", tmp_path, *small, "budget.trials=4", "noise_seeds=0", "confirm.top=0", "scheduler.quantile=0.5")
+    replayed = run("replay", tmp_path, *small, population=older)
+    trials = pq.read_table(replayed / "tables" / "trials.parquet").to_pylist()
+    trained = pq.read_table(older / "tables" / "epochs.parquet").num_rows
+    searched = sum(t["epochs"] for t in trials if t["role"] == "search")
+    assert trained <= searched <= trained + 4  # each open trial may report once more
+    assert sum(t["label"] == "schedule" for t in trials) == 2
+    schedule = json.loads((older / "schedule.json").read_text())
+    rows = pq.read_table(replayed / "tables" / "epochs.parquet").to_pylist()
+    again = next(t["trial"] for t in trials if t["label"] == "schedule")
+    in_force = [row for row in rows if row["trial"] == again]
+    for row, planned in zip(sorted(in_force, key=lambda r: r["epoch"]), schedule["epochs"], strict=True):
+        assert all(row[name] == pytest.approx(value) for name, value in planned["values"].items())
+    compared = json.loads((replayed / "best" / "comparison.json").read_text())
+    assert "schedule" in {recipe["label"] for recipe in compared["recipes"]}

@@ -2,11 +2,12 @@
 
     uv run cvtune run workflows/quickstart.py
 
-Time: about one minute on two cores. Expect: a table of 32 trials, most of them stopped early by ASHA, and a best
-validation accuracy of 0.97 or more. Another data set: `--set data.source=FOLDER --set data.image_size=64`.
+Time: about one minute on two cores (measured: 66 s, 41 trials and 159 epochs, noise and confirmation included).
+Expect: 32 trials, most of them stopped early by ASHA, and a best validation accuracy of 0.97 or more.
+Another data set: `--set data.source=FOLDER --set data.image_size=64`.
 """
 
-from cvtune import ASHA, Budget, LogUniform, Recipe, Source, Study, Uniform, space
+from cvtune import ASHA, Budget, Confirm, LogUniform, Recipe, Source, Study, Uniform, space
 
 
 def study() -> Study:
@@ -30,4 +31,5 @@ def study() -> Study:
         ),
         scheduler=ASHA(grace_epochs=1, reduction_factor=3),
         budget=Budget(trials=32),
+        confirm=Confirm(top=1),
     )

@@ -96,8 +96,27 @@ def sample_seed(seed: int, ticket: int) -> int:
     return _mix(z)
 
 
-def epoch_order(labels: Labels, seed: int, oversample: float) -> Labels:
-    """Which images an epoch visits, int64 (N,): a permutation; with `oversample` draws with replacement.
+def derived_seed(seed: int, number: int) -> int:
+    """The seed of one pass, or of one report, of a run with `seed`: 0..2**32-1."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint32)[0])
+
+
+def report_order(labels: Labels, seed: int, step: int, oversample: float, images: int) -> Labels:
+    """Which images are trained on between report `step` (from 0) and the next one, int64 (images,).
+
+    Passes over all N images, each in an order of its own, are strung together and cut into pieces of `images`: so
+    the first ceil(N / images) reports see every image. With `oversample` every piece is drawn for itself.
+    """
+    if oversample:
+        return epoch_order(labels, derived_seed(seed, step), oversample, images)
+    total, start, stop = len(labels), step * images, (step + 1) * images
+    passes = range(start // total, -(-stop // total))
+    strung = np.concatenate([epoch_order(labels, derived_seed(seed, number), 0) for number in passes])
+    return strung[start - passes[0] * total :][:images]
+
+
+def epoch_order(labels: Labels, seed: int, oversample: float, images: int | None = None) -> Labels:
+    """Which images a pass visits, int64 (N,): a permutation; with `oversample` (`images` or N) draws with replacement.
 
     A class is drawn by its own frequency at 0 and as often as any other at 1, linear in between.
     """
@@ -108,7 +127,7 @@ def epoch_order(labels: Labels, seed: int, oversample: float) -> Labels:
     balanced = (counts > 0) / np.count_nonzero(counts)
     share = (1 - oversample) * counts / len(labels) + oversample * balanced
     weights = (share / np.maximum(counts, 1))[labels]
-    return rng.choice(len(labels), len(labels), p=weights / weights.sum())
+    return rng.choice(len(labels), images or len(labels), p=weights / weights.sum())
 
 
 def subset(labels: Labels, fraction: float, seed: int) -> Labels:

@@ -6,7 +6,7 @@ trained file loads into plain torchvision.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,19 @@ class Network:
         for i, block in enumerate(self._branches):
             for site in block:
                 site.p = number(regularize.drop_path) * i / deepest
+
+    def in_force(self) -> Iterator[tuple[str, float]]:
+        """Dotted name and value of the noise at every single place, read back: what `set_noise` has set.
+
+        A branch tells the drop_path of the deepest one that its own probability stands for.
+        """
+        for site in self._dropout:
+            yield "regularize.dropout", site.p
+        for site in self._channels:
+            yield "regularize.spatial_dropout", site.p
+        for i, block in enumerate(self._branches[1:], 1):
+            for site in block:
+                yield "regularize.drop_path", site.p * (len(self._branches) - 1) / i
 
     def freeze_backbone(self, frozen: bool) -> None:
         """Stops (or resumes) the training of all but the head.

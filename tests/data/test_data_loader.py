@@ -16,7 +16,16 @@ import torch
 
 from cvtune.augment import Pipeline
 from cvtune.data import Dataset, open_dataset
-from cvtune.data.loader import Batch, Loader, epoch_order, evaluation_batch, sample_seed, subset
+from cvtune.data.loader import (
+    Batch,
+    Loader,
+    derived_seed,
+    epoch_order,
+    evaluation_batch,
+    report_order,
+    sample_seed,
+    subset,
+)
 from cvtune.pixels import to_square
 from cvtune.recipe import Augment, Data
 from cvtune.study import Source
@@ -109,6 +118,31 @@ def test_oversampling_moves_frequencies_towards_balance(oversample: float, expec
     drawn = np.concatenate([epoch_order(LABELS, seed, oversample) for seed in range(20)])
     assert len(drawn) == 20 * len(LABELS)
     np.testing.assert_allclose(np.bincount(LABELS[drawn]) / len(drawn), expected, atol=0.015)
+
+
+@pytest.mark.parametrize("images", [8, 250, 999, 1000])
+def test_reports_cut_passes_into_pieces(images: int) -> None:
+    passes = np.concatenate([epoch_order(LABELS, derived_seed(3, number), 0) for number in range(20)])
+    pieces = [report_order(LABELS, 3, step, 0, images) for step in range(10)]
+    assert {len(piece) for piece in pieces} == {images}
+    np.testing.assert_array_equal(np.concatenate(pieces), passes[: 10 * images])
+    rounds = -(-1000 // images)
+    if rounds <= 10:
+        assert set(np.concatenate(pieces[:rounds])) == set(range(1000))
+
+
+@pytest.mark.parametrize("oversample", [0, 0.5])
+def test_a_report_of_all_images_is_a_pass(oversample: float) -> None:
+    for step in (0, 7):
+        order = epoch_order(LABELS, derived_seed(3, step), oversample)
+        np.testing.assert_array_equal(report_order(LABELS, 3, step, oversample, len(LABELS)), order)
+
+
+def test_oversampled_reports_are_drawn_each_for_itself() -> None:
+    pieces = [report_order(LABELS, 3, step, 1, 60) for step in range(100)]
+    assert {len(piece) for piece in pieces} == {60}
+    assert len({piece.tobytes() for piece in pieces}) == 100
+    np.testing.assert_allclose(np.bincount(LABELS[np.concatenate(pieces)]) / 6000, 1 / 3, atol=0.02)
 
 
 def test_subset_is_stratified_nested_and_never_loses_a_class() -> None:

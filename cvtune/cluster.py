@@ -1,0 +1,88 @@
+"""Ray, as a study needs it: reached or started, what it can hold, and how many trials at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# Read when Ray is imported. Under `uv run` Ray would start every worker through uv and upload the working directory;
+# Tune would write three log formats and its own state per trial, which the journal replaces.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+for _name, _value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray
+
+from cvtune.errors import ClusterError
+from cvtune.study import Study
+
+SLOTS_S = 5.0  # how long the size of the cluster is taken for granted; nodes join and leave
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[None]:
+    """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine for as long as we need it.
+
+    Raises:
+        ClusterError: neither worked.
+    """
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    local: dict[str, Any] = (
+        {"object_store_memory": 200 * 2**20, "include_dashboard": False} if address == "local" else {}
+    )
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **local)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        raise ClusterError(
+            f"Ray could not be {'started here' if address == 'local' else f'reached at RAY_ADDRESS={address}'} "
+            f"({type(error).__name__}: {error}). Unset RAY_ADDRESS to run on this machine alone."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def trial_resources(study: Study) -> dict[str, float]:
+    """CPUs and GPUs of one trial, in Ray's words.
+
+    Raises:
+        ClusterError: no node of the cluster could ever run a trial.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpu = study.resources.gpu
+    if gpu is None:
+        gpu = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    if not any(node.get("CPU", 0) >= study.resources.cpu and node.get("GPU", 0) >= gpu for node in nodes):
+        have = "; ".join(sorted({f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes}))
+        raise ClusterError(
+            f"a trial asks for resources.cpu = {study.resources.cpu:g} and resources.gpu = {gpu:g}; no node has that "
+            f"(nodes have {have}). Lower them with --set."
+        )
+    return {"CPU": study.resources.cpu, **({"GPU": gpu} if gpu else {})}
+
+
+def slots_of(resources: dict[str, float], most: int | None) -> Callable[[], int]:
+    """A function that says how many trials can run at once: what the cluster holds now, at most `most`, at least 1."""
+    found, due = 1, 0.0
+
+    def slots() -> int:
+        nonlocal found, due
+        if time.monotonic() >= due:
+            have = ray.cluster_resources()
+            fit = int(min(have.get(kind, 0) // amount for kind, amount in resources.items()))
+            found, due = max(1, fit if most is None else min(fit, most)), time.monotonic() + SLOTS_S
+        return found
+
+    return slots

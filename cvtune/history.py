@@ -1,0 +1,206 @@
+"""History: what the events of a journal add up to, live as in replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cvtune.journal import read
+from cvtune.recipe import Recipe, Value
+from cvtune.study import Study
+
+REASONS = {
+    "completed": "trained for max_epochs",
+    "stopped_scheduler": "stopped early by the scheduler",
+    "stopped_patience": "no better objective for `patience` epochs",
+    "stopped_budget": "the study's budget was spent",
+    "diverged": "loss became NaN or infinite",
+    "oom_gpu": "out of GPU memory",
+    "oom_host": "out of host memory",
+    "hung": "made no progress",
+    "data_error": "the images or labels could not be read",
+    "code_error": "an exception in the training code",
+    "infra_lost": "process or node lost more often than resources.retries",
+    "cancelled": "cancelled by the user",
+}
+
+
+FAILED = ("diverged", "oom_gpu", "oom_host", "hung", "data_error", "code_error", "infra_lost")
+
+ROLES = {
+    "noise": "the default recipe with another seed, to measure how much the seed alone changes the score",
+    "control": "a random recipe that is never stopped, drawn before any result was known",
+    "search": "proposed by the searcher",
+    "confirm": "a recipe trained again with a fresh seed, after the search",
+}
+
+
+@dataclass(frozen=True)
+class Exploit:
+    """A trial took over another one's weights and changed the searched values (population-based training)."""
+
+    step: int  # after this report of the trial
+    attempt: int  # of the trial when it was decided; a later one carries it out
+    donor: str
+    donor_step: int
+    values: dict[str, Value]  # searched values from here on
+    recipe: Recipe
+    why: str
+
+
+@dataclass
+class TrialRecord:
+    """One trial as the journal tells it."""
+
+    trial: str
+    index: int
+    role: str  # one of ROLES
+    label: str  # which recipe a `confirm` trial repeats: a trial's name, "default", "trivial" or a candidate's name
+    values: dict[str, Value]  # as proposed
+    recipe: Recipe  # as proposed
+    proposed: float
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # step, epoch, attempt, segment, t and the metrics
+    exploits: list[Exploit] = field(default_factory=list)
+    attempt: int = 0
+    segment: int = -1
+    node: str = ""
+    waiting: bool = False  # paused by the scheduler, or not yet started by it
+    reason: str | None = None
+    message: str = ""
+    ended: float | None = None
+    test: dict[str, Any] | None = None  # metrics on the test images, once confirmed
+
+    @property
+    def steps(self) -> int:
+        """Reports so far."""
+        return int(self.epochs[-1]["step"]) if self.epochs else 0
+
+    @property
+    def age(self) -> int:
+        """Age of the last reported weights in epochs: lower than `steps` after an exploit of a younger trial."""
+        return int(self.epochs[-1]["epoch"]) if self.epochs else 0
+
+    @property
+    def current(self) -> Recipe:
+        """The recipe that the next epoch trains with."""
+        return self.recipe_at(self.steps + 1)
+
+    def recipe_at(self, step: int) -> Recipe:
+        """The recipe that report `step` was trained with, before its `changes`."""
+        return next((e.recipe for e in reversed(self.exploits) if e.step < step), self.recipe)
+
+
+@dataclass
+class History:
+    """What the events so far add up to. `apply` is the only way it changes, live as in replay."""
+
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    decisions: list[dict[str, Any]] = field(default_factory=list)  # each stop, promotion, exploit, retry; see `_decide`
+    terms: list[dict[str, Any]] = field(default_factory=list)
+    winners: list[dict[str, Any]] = field(default_factory=list)
+    calls: int = 0  # questions put to scheduler and searcher
+    epochs: int = 0  # reports of trials that the budget counts: all but those of the confirmation
+    seconds: float = 0.0  # what these took
+    _by_role: dict[str, list[TrialRecord]] = field(default_factory=lambda: {role: [] for role in ROLES}, repr=False)
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Take in the next event."""
+        kind = event["kind"]
+        if kind == "trial":
+            record = self.trials[event["trial"]] = TrialRecord(
+                **{key: event[key] for key in ("trial", "index", "role", "label", "values")},
+                recipe=Recipe.model_validate(event["recipe"]),
+                proposed=event["t"],
+                waiting=event["waiting"],
+            )
+            self._by_role[record.role].append(record)
+        elif kind == "open":
+            self.terms.append({**event, "closed": None, "why": None, "ended": None})
+        elif kind == "close":
+            self.terms[-1] |= {"closed": event["t"], "why": event["why"], "ended": event["ended"]}
+        elif kind == "winner":
+            self.winners.append(event)
+        else:
+            self._apply_to_trial(kind, event, self.trials[event["trial"]])
+        if event.get("call") is not None:
+            self.calls = event["call"] + 1
+        self._decide(event)
+
+    def _apply_to_trial(self, kind: str, event: dict[str, Any], record: TrialRecord) -> None:
+        if kind == "start":
+            record.waiting = False
+        elif kind == "segment":
+            record.attempt, record.segment, record.node = event["attempt"], event["segment"], event["node"]
+        elif kind == "epoch":
+            record.epochs.append(event)
+            record.waiting = event["answer"] == "pause"
+            if record.role != "confirm":
+                self.epochs += 1
+                self.seconds += event["seconds"] or 0.0
+        elif kind == "test":
+            record.test = event
+        if event.get("reason") is not None:
+            record.reason, record.message, record.ended = event["reason"], event["message"], event["t"]
+        for act in event.get("acts", ()):
+            other = self.trials[act["trial"]]
+            if act["act"] == "stop":
+                other.reason, other.message, other.ended = "stopped_scheduler", act["why"], event["t"]
+            elif other.reason is None:  # patience or the budget may have ended it in the same event
+                recipe = other.recipe.replace(act["values"])
+                exploit = Exploit(
+                    other.steps, other.attempt, act["donor"], act["donor_step"], act["values"], recipe, act["why"]
+                )
+                other.exploits.append(exploit)
+                other.waiting = True
+
+    def _decide(self, event: dict[str, Any]) -> None:
+        """Keep what `decisions.parquet` tells: trial, step, action, why, arrival, donor, donor_step, values, t."""
+        if event.get("action"):
+            kept = ("t", "trial", "action", "why", "arrival")
+            self.decisions.append({"step": event.get("step", 0), **{key: event.get(key) for key in kept}})
+        for act in event.get("acts", ()):
+            if act["act"] == "exploit" and self.trials[act["trial"]].reason is not None:
+                continue
+            self.decisions.append(
+                {**act, "action": act["act"], "step": self.trials[act["trial"]].steps, "t": event["t"]}
+            )
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last term ended because there was nothing left to do."""
+        return bool(self.terms) and self.terms[-1]["why"] == "complete"
+
+    def of(self, *roles: str) -> list[TrialRecord]:
+        """The trials with one of these roles, in the order of proposal."""
+        if len(roles) == 1:
+            return list(self._by_role[roles[0]])  # asked many times a second
+        return sorted((record for role in roles for record in self._by_role[role]), key=lambda record: record.index)
+
+    def best(self, study: Study) -> tuple[TrialRecord, dict[str, Any]] | None:
+        """The trial and its epoch with the best finite objective; failed trials and broken limits do not count.
+
+        Confirming trials are left out: they repeat recipes that were found before.
+        """
+        ranked = self.ranked(study)
+        return ranked[0] if ranked else None
+
+    def ranked(self, study: Study) -> list[tuple[TrialRecord, dict[str, Any]]]:
+        """Every trial of the search with its best epoch, the best first."""
+        sign = 1.0 if study.better == "max" else -1.0
+        scored = []
+        for record in self.trials.values():
+            if record.role == "confirm" or record.reason in FAILED:
+                continue
+            epochs = [e for e in record.epochs if e[study.objective] is not None and not study.over_limits(e)]
+            if epochs:
+                scored.append((record, max(epochs, key=lambda e: (sign * e[study.objective], -e["step"]))))
+        return sorted(scored, key=lambda pair: (-sign * pair[1][study.objective], pair[0].index))
+
+
+def load(study: Path) -> History:
+    """The history of a study folder."""
+    history = History()
+    for event in read(study):
+        history.apply(event)
+    return history

@@ -1,0 +1,77 @@
+"""Noise floor: how far the seed alone moves the score. Differences below it say nothing about recipes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import chdtri
+
+from cvtune.history import History, TrialRecord
+from cvtune.study import Study
+
+FINISHED = ("completed", "stopped_patience")  # ended by the recipe's own rules, not by a scheduler or the budget
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """Spread of the score over seeds of one recipe.
+
+    Attributes:
+        sd: standard deviation with n - 1 in the denominator, in units of the objective.
+        low, high: 95 % interval of the true standard deviation (chi-square, scores taken as normal). Three seeds
+            know it only within a factor of about twelve: 0.5 to 6.3 times `sd`.
+        seeds: finished trials that it is computed from, at least 2.
+        mean: mean score of these trials.
+    """
+
+    sd: float
+    low: float
+    high: float
+    seeds: int
+    mean: float
+
+    @property
+    def spread(self) -> str:
+        """What stands behind a score: " ± 0.0078", or nothing where the seeds show no difference."""
+        return f" ± {self.sd:.4f}" if self.sd else ""
+
+    def sentence(self) -> str:
+        """The noise floor in words."""
+        if not self.sd:
+            return (
+                f"All {self.seeds} seeds of the default recipe score {self.mean:.4g}: what the seed changes is less "
+                "than these validation images can show."
+            )
+        return (
+            f"The seed alone moves the score by {self.sd:.2g} (standard deviation over {self.seeds} seeds of the "
+            f"default recipe, which fixes it within {self.low:.2g} and {self.high:.2g} with 95 % confidence)."
+        )
+
+
+def score(study: Study, record: TrialRecord) -> float | None:
+    """The score of a trial: the best finite objective of its epochs, as `History.ranked` ranks trials.
+
+    It is the best epoch and not the last, everywhere in the search: for the noise floor, for controls and for ranks.
+    Only the confirmation, which compares recipes and must not profit from luck, takes the last epoch. Epochs above a
+    limit of the study do not count. None where no epoch counts.
+    """
+    values = [e[study.objective] for e in record.epochs if not study.over_limits(e)]
+    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
+    if not finite:
+        return None
+    return max(finite) if study.better == "max" else min(finite)
+
+
+def noise_floor(study: Study, history: History) -> NoiseFloor | None:
+    """The noise floor from the finished trials with the role "noise"; None with fewer than 2 of them."""
+    finished = [record for record in history.of("noise") if record.reason in FINISHED]
+    scores = [value for record in finished if (value := score(study, record)) is not None]
+    freedom = len(scores) - 1
+    if freedom < 1:
+        return None
+    sd = float(np.std(scores, ddof=1)) if len(set(scores)) > 1 else 0.0  # equal scores differ by a rounding else
+    # (n - 1) sd^2 / sigma^2 is chi-square; chdtri takes the upper tail.
+    low, high = (sd * math.sqrt(freedom / float(chdtri(freedom, tail))) for tail in (0.025, 0.975))
+    return NoiseFloor(sd, low, high, len(scores), float(np.mean(scores)))
