@@ -152,7 +152,6 @@ class TrialActor(tune.Trainable):
                     return None
         if known_step > 0:
             of = f"of it or its donor {exploit['donor']}" if exploit else f"in {self._folder}"
-            of = f"of it or its donor {exploit['donor']}" if exploit else f"in {self._folder}"
             raise DataError(
                 f"trial {self._folder.name} had reported {known_step} epochs, but no checkpoint {of} is intact. "
                 "It is not started from scratch, which would repeat rows."

@@ -40,7 +40,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in a trial with one core: that is also what trains in the channels-last layout."""
+    """As in a trial with one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -89,7 +89,7 @@ VARIANTS = {
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     digits: Dataset, tmp_path: Path, variant: str, threads: int
 ) -> None:
-    torch.set_num_threads(threads)  # several train in the contiguous layout
+    torch.set_num_threads(threads)
     recipe = SMALL.replace(VARIANTS[variant])
     whole = [numbers(e) for e in train(Run(recipe, digits))]
     halves, first = [], Run(recipe, digits)
