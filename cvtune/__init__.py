@@ -5,6 +5,12 @@ A workflow file needs only this module:
     from cvtune import ASHA, LogUniform, Study, Uniform, space
 """
 
+import os
+
+# Read when Ray is imported, by whomever. Under `uv run` Ray would start every worker through uv and upload the
+# working directory.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+
 from cvtune.epoch import Epoch
 from cvtune.recipe import Augment, Data, Loss, Model, Optim, Recipe, Regularize
 from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median

@@ -43,9 +43,7 @@ class TrialActor(tune.Trainable):
     _broken: Exception | None
 
     def setup(self, config: dict[str, Any]) -> None:
-        for root in config["roots"]:
-            if root not in sys.path:
-                sys.path.insert(0, root)
+        settle(config)
         keep_memory()
         self._open = contextlib.ExitStack()  # what a trial leaves to be closed
         self._begin(config)
@@ -186,6 +184,16 @@ def reason_of(error: Exception) -> str:
     return "data_error" if isinstance(error, DataError) else "code_error"
 
 
+def settle(config: dict[str, Any]) -> None:
+    """Let this process find what the driver finds: the user's modules, files by relative paths, published data."""
+    with contextlib.suppress(OSError):  # a Ray job's working directory has another path on each node, and we are in it
+        os.chdir(config["cwd"])
+    for root in config["roots"]:
+        if root not in sys.path:
+            sys.path.insert(0, root)
+    os.environ.update(config["folders"])
+
+
 def limit_threads(cpus: float) -> None:
     """Keep to the cores that the trial was given; OpenCV would take all of the machine's."""
     import cv2
@@ -269,9 +277,7 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
 
     from cvtune import checkpoint, train
 
-    for root in config["roots"]:
-        if root not in sys.path:
-            sys.path.insert(0, root)
+    settle(config)
     limit_threads(config["cpu"])
     folder = Path(config["study"]) / "trials" / config["trial"]
     recipe = Recipe.model_validate(config["recipe"])

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+import signal
 import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from cvtune import __version__, study
-from cvtune.errors import ConfigError, CvtuneError, did_you_mean
+from cvtune.checks import Check
+from cvtune.errors import ClusterError, ConfigError, CvtuneError
+from cvtune.looking import STUDIES, Storage, export, find, list_studies, logs, screen_console, status, stop
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +25,6 @@ app = typer.Typer(
     help="Finds the sweet spot between augmentation and regularization for vision models.",
 )
 
-Storage = Annotated[Path, typer.Option("--storage", help="Folder that holds the studies.", envvar="CVTUNE_STORAGE")]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -40,7 +39,6 @@ Settings = Annotated[
         "--set", metavar="PATH=VALUE", help="Set any value by its dotted name; a searched one leaves the space."
     ),
 ]
-STUDIES = Path("studies")
 
 
 class Resume(StrEnum):
@@ -53,7 +51,10 @@ class Resume(StrEnum):
 def run(
     target: Annotated[
         str,
-        typer.Argument(help="WORKFLOW.py, STUDY.json, or images: a folder, an .npz file, digits.", metavar="TARGET"),
+        typer.Argument(
+            help="WORKFLOW.py, STUDY.json, or images: a folder, an .npz file, digits, torchvision:NAME.",
+            metavar="TARGET",
+        ),
     ],
     settings: Settings = None,
     name: Annotated[str | None, typer.Option(help="Name of the study. Default: from the workflow or folder.")] = None,
@@ -79,9 +80,7 @@ def run(
     chosen = study.load(target)
     values = dict(study.parse_assignment(text) for text in settings or [])
     chosen = chosen.set({**values, **({"name": name} if name else {})})
-    roots = tuple(
-        dict.fromkeys([*([str(Path(target).resolve().parent)] if target.endswith(".py") else []), str(Path.cwd())])
-    )
+    roots = code_roots(target)
     if warm is not None:
         chosen = _warmed(chosen, warm, storage)
     if dry_run:
@@ -108,9 +107,42 @@ def run(
 
 
 @app.command()
+def fetch(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="What `cvtune run` is to be given: WORKFLOW.py, STUDY.json, or images such as torchvision:NAME.",
+            metavar="TARGET",
+        ),
+    ],
+    settings: Settings = None,
+) -> None:
+    """Download a study's published data and weights to where trials look for them: $CVTUNE_DATA and $TORCH_HOME.
+
+    Run it where there is a network, such as a login node, before `cvtune run`, which downloads nothing.
+    On a cluster set both to folders that all nodes share.
+    """
+    from cvtune.fetch import fetch as bring
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(exit_code(number)))  # half a download is removed
+    chosen = study.load(target).set(dict(study.parse_assignment(text) for text in settings or []))
+    notes: dict[str, str] = {}
+    for item in bring(chosen):
+        print(item, flush=True)
+        notes[item.variable] = item.note()
+    if not notes:
+        print(f"study {chosen.name!r} needs nothing: neither a published data set nor published weights.")
+    for note in filter(None, notes.values()):
+        print(f"note: {note}", file=sys.stderr)
+
+
+@app.command()
 def preview(
     data: Annotated[
-        str, typer.Argument(help="Images: a folder, an .npz file, digits; or a WORKFLOW.py.", metavar="DATA")
+        str,
+        typer.Argument(
+            help="Images: a folder, an .npz file, digits, torchvision:NAME; or a WORKFLOW.py.", metavar="DATA"
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("preview.png"),
     settings: Settings = None,
@@ -134,156 +166,47 @@ def preview(
     print(f"{output}: {images} images x {columns} strengths")
 
 
-@app.command("list")
-def list_studies(storage: Storage = STUDIES) -> None:
-    """List the studies of a storage folder."""
-    from cvtune import history as histories
-    from cvtune import lease
-    from cvtune.noise import noise_floor
-
-    found = sorted(path.parent for path in storage.glob("*/study.json"))
-    if not found:
-        print(f"no studies in {storage}. Start one with `cvtune run`, or name another folder with --storage.")
-        return
-    table = Table("study", "state", "trials", "epochs", "objective", "best", box=None)
-    for folder in found:
-        settings, history = study.read(folder / "study.json"), histories.load(folder)
-        owner = lease.owner(folder)
-        state = "running" if owner and lease.is_alive(owner) else "complete" if history.complete else "interrupted"
-        best = history.best(settings)
-        floor = noise_floor(settings, history)
-        score = f"{best[1][settings.objective]:.4f}{floor.spread if floor else ''}" if best else ""
-        trained = sum(len(r.epochs) for r in history.trials.values())
-        table.add_row(
-            settings.name,
-            state,
-            f"{len(history.of('search', 'control'))}/{settings.budget.trials}",
-            str(trained),
-            settings.objective,
-            score,
-        )
-    screen_console().print(table)
-
-
 @app.command()
-def status(
-    name: Annotated[str, typer.Argument(help="Name of a study, or its folder.", metavar="STUDY")],
-    storage: Storage = STUDIES,
-    rows: Annotated[int, typer.Option(min=1, help="Trials to show.")] = 40,
-    svg: Annotated[Path | None, typer.Option(help="Also write what is shown as an SVG picture.")] = None,
-) -> None:
-    """Show the trials of a study and the best recipe so far."""
-    from cvtune import history as histories
-    from cvtune import lease
-    from cvtune.screen import progress_line, summary, trials_table
-
-    folder = find(name, storage)
-    settings, history = study.read(folder / "study.json"), histories.load(folder)
-    owner = lease.owner(folder)
-    console = screen_console(record=svg is not None)
-    console.print(trials_table(settings, history, rows))
-    console.print(progress_line(settings, history))
-    if owner and lease.is_alive(owner):
-        console.print(
-            f"running: process {owner['pid']} on {owner['host']}, "
-            f"last sign of life {time.time() - owner['heartbeat']:.0f} s ago"
-        )
-    console.print(summary(settings, history, folder))
-    if svg is not None:
-        console.save_svg(str(svg), title=f"cvtune status {settings.name}")
-
-
-@app.command()
-def logs(
-    name: Annotated[str, typer.Argument(help="Name of a study, or its folder.", metavar="STUDY")],
-    trial: Annotated[
+def doctor(
+    target: Annotated[
         str | None,
-        typer.Argument(help="Trial to show what it printed; none: the events of the study.", metavar="TRIAL"),
+        typer.Argument(help="Rehearse it on every node too: WORKFLOW.py, STUDY.json, or images.", metavar="TARGET"),
     ] = None,
-    storage: Storage = STUDIES,
+    settings: Settings = None,
+    storage: Annotated[
+        Path | None,
+        typer.Option("--storage", help="Folder of the studies that all nodes must share.", envvar="CVTUNE_STORAGE"),
+    ] = None,
+    cache: Cache = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for Ray, and for all nodes of the Slurm job to join it.")
+    ] = 0,
 ) -> None:
-    """Print what a trial printed, or the events of the study as plain lines."""
-    from cvtune import history as histories
-    from cvtune import journal
-    from cvtune.screen import Lines
+    """Check the cluster that RAY_ADDRESS names, or this machine: one line per check, exit code 4 if one is red."""
+    if target is None and settings:
+        raise ConfigError("--set changes a study, but no TARGET was given. Name one: `cvtune doctor digits --set ...`.")
+    chosen = study.load(target).set(dict(map(study.parse_assignment, settings or []))) if target else None
+    from cvtune.doctor import examine
 
-    folder = find(name, storage)
-    settings = study.read(folder / "study.json")
-    if trial is None:
-        history, as_line = histories.History(), Lines(settings)
-        for event in journal.read(folder):
-            history.apply(event)
-            if line := as_line(event, history):
-                print(line)
-        return
-    wanted = trial.zfill(5)
-    files = sorted((folder / "trials" / wanted).glob("*/log.txt"), key=lambda p: int(p.parent.name))
-    if not files:
-        known = [path.name for path in (folder / "trials").glob("*")]
-        raise ConfigError(f"trial {trial!r} of study {settings.name!r} has no log. {did_you_mean(wanted, known)}")
-    for file in files:
-        print(f"--- attempt {file.parent.name}")
-        print(file.read_text(), end="")
+    console, red = screen_console(), []
+    for check in examine(chosen, storage, cache, wait, code_roots(target or "")):
+        console.print(check_line(check), soft_wrap=True, highlight=False)
+        red += [check.name] if check.state == "red" else []
+    if red:
+        raise ClusterError(f"not in order: {', '.join(red)}. The remedy stands in each red line.")
 
 
-@app.command()
-def stop(
-    name: Annotated[str, typer.Argument(help="Name of a study, or its folder.", metavar="STUDY")],
-    storage: Storage = STUDIES,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait until it has ended.")] = 60,
-) -> None:
-    """End a running study in good order; `cvtune run` takes it up again. From any machine that sees its folder."""
-    from cvtune import lease
-    from cvtune.durable import write_whole
-
-    folder = find(name, storage)
-    owner = lease.owner(folder)
-    if owner is None or not lease.is_alive(owner):
-        print(f"study {folder.name!r} is not running.")
-        return
-    write_whole(folder / lease.STOP_REQUEST, json.dumps({"format": 1, "asked": time.time()}))
-    until = time.monotonic() + wait
-    while time.monotonic() < until:
-        current = lease.owner(folder)
-        if current is None or not lease.is_alive(current):
-            print(f"study {folder.name!r} ended.")
-            return
-        time.sleep(0.2)
-    raise CvtuneError(
-        f"study {folder.name!r} was asked to stop but still runs after {wait:g} s "
-        f"(process {owner['pid']} on {owner['host']}). Wait longer with --wait, or end that process."
-    )
+def check_line(check: Check) -> Text:
+    """One line: state, name, what was found, what to do."""
+    color = {"ok": "green", "red": "bold red"}.get(check.state, "yellow")
+    remedy = f". {check.remedy}." if check.remedy and check.state != "ok" else ""
+    return Text.assemble((f"{check.state:<8}", color), f"{check.name:<18}{check.found.rstrip('.')}{remedy}")
 
 
-@app.command()
-def export(
-    name: Annotated[str, typer.Argument(help="Name of a study, or its folder.", metavar="STUDY")],
-    to: Annotated[str, typer.Option("--to", metavar="DIR_OR_URL", help="Folder, or a URL such as s3://bucket/path.")],
-    storage: Storage = STUDIES,
-) -> None:
-    """Write a study's tables and definition to a folder or a URL."""
-    from cvtune.results import export as export_tables
-
-    for file in export_tables(find(name, storage), to):
-        print(file)
-
-
-def find(name: str, storage: Path) -> Path:
-    """The folder of a study given by name or by path.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for folder in (storage / name, Path(name)):
-        if (folder / "study.json").is_file():
-            return folder
-    known = [path.parent.name for path in storage.glob("*/study.json")]
-    raise ConfigError(f"there is no study {name!r} in {storage}. {did_you_mean(name, known)}")
-
-
-def screen_console(record: bool = False) -> Console:
-    """A console as wide as the terminal; in a file or a pipe wide enough for the tables."""
-    return Console(record=record, width=None if sys.stdout.isatty() else 140)
+def code_roots(target: str) -> tuple[str, ...]:
+    """Folders in which workers look for the user's own modules: that of the workflow, and this one."""
+    beside = [str(Path(target).resolve().parent)] if target.endswith(".py") else []
+    return tuple(dict.fromkeys([*beside, str(Path.cwd())]))
 
 
 def exit_code(signal_number: int) -> int:
@@ -322,6 +245,11 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
         "Nothing was trained.",
         file=sys.stderr,
     )
+
+
+app.command("list")(list_studies)
+for _command in (status, logs, stop, export):
+    app.command()(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Read when Ray is imported. Under `uv run` Ray would start every worker through uv and upload the working directory;
 # Tune would write three log formats and its own state per trial, which the journal replaces.
-os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -24,6 +22,7 @@ for _name, _value in {
 
 import ray
 
+from cvtune import allocation
 from cvtune.errors import ClusterError
 from cvtune.study import Study
 
@@ -38,11 +37,10 @@ def cluster() -> Iterator[None]:
         ClusterError: neither worked.
     """
     address = os.environ.get("RAY_ADDRESS") or "local"
-    local: dict[str, Any] = (
-        {"object_store_memory": 200 * 2**20, "include_dashboard": False} if address == "local" else {}
-    )
+    local: dict[str, Any] = {"object_store_memory": 200 * 2**20, "include_dashboard": False, **granted()}
+    options = local if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **local)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise ClusterError(
             f"Ray could not be {'started here' if address == 'local' else f'reached at RAY_ADDRESS={address}'} "
@@ -54,23 +52,40 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def trial_resources(study: Study) -> dict[str, float]:
-    """CPUs and GPUs of one trial, in Ray's words.
+def granted() -> dict[str, Any]:
+    """What Slurm granted to us on this machine, for `ray.init`; nothing outside of Slurm.
+
+    Ray would take every core and GPU that it sees, also where Slurm does not confine its jobs.
+    """
+    grant = allocation.granted(os.environ, os.environ.get("SLURMD_NODENAME", ""))
+    if grant.cpus is None:
+        return {}
+    memory = {} if grant.memory is None else {"_memory": grant.memory * 8 // 10}
+    return {"num_cpus": grant.cpus, "num_gpus": grant.gpus or 0, **memory}
+
+
+def trial_resources(study: Study, interrupted: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    """CPUs and GPUs of one trial, in Ray's words. Waits `resources.wait_s` for a node that can hold one.
 
     Raises:
         ClusterError: no node of the cluster could ever run a trial.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpu = study.resources.gpu
-    if gpu is None:
-        gpu = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    if not any(node.get("CPU", 0) >= study.resources.cpu and node.get("GPU", 0) >= gpu for node in nodes):
-        have = "; ".join(sorted({f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes}))
-        raise ClusterError(
-            f"a trial asks for resources.cpu = {study.resources.cpu:g} and resources.gpu = {gpu:g}; no node has that "
-            f"(nodes have {have}). Lower them with --set."
-        )
-    return {"CPU": study.resources.cpu, **({"GPU": gpu} if gpu else {})}
+    until = time.monotonic() + study.resources.wait_s
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpu = study.resources.gpu
+        if gpu is None:
+            gpu = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+        if any(node.get("CPU", 0) >= study.resources.cpu and node.get("GPU", 0) >= gpu for node in nodes):
+            return {"CPU": study.resources.cpu, **({"GPU": gpu} if gpu else {})}
+        if time.monotonic() >= until or interrupted():
+            have = "; ".join(sorted({f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes}))
+            raise ClusterError(
+                f"a trial asks for resources.cpu = {study.resources.cpu:g} and resources.gpu = {gpu:g}; no node has "
+                f"that (nodes have {have}). Lower them with --set, or wait for such a node with --set "
+                "resources.wait_s=SECONDS."
+            )
+        time.sleep(1.0)
 
 
 def slots_of(resources: dict[str, float], most: int | None) -> Callable[[], int]:

@@ -34,6 +34,18 @@ def aside_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
+def remove_leftovers(folder: Path, *patterns: str) -> None:
+    """Delete files that killed processes left half written in `folder`; those of this process may still be at work.
+
+    Args:
+        patterns: where to look, such as `tables`; `.` is the folder itself.
+    """
+    for pattern in patterns:
+        for path in folder.glob(f"{pattern}/.*.tmp"):
+            if f".{os.getpid()}." not in path.name and path.is_file():
+                path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -21,8 +21,8 @@ from ray import tune
 from cvtune import confirm, preflight
 from cvtune.actor import TrialActor, score_test
 from cvtune.cluster import cluster, slots_of, trial_resources
-from cvtune.durable import read_json, write_whole
-from cvtune.errors import CvtuneError, OwnedError
+from cvtune.durable import read_json, remove_leftovers, write_whole
+from cvtune.errors import ClusterError, CvtuneError, OwnedError
 from cvtune.history import History
 from cvtune.journal import Journal
 from cvtune.lease import STOP_REQUEST, Lease
@@ -38,6 +38,7 @@ from cvtune.tune import EndOfStudy, Proposer, Referee
 Listener = Callable[[dict[str, Any], History], None]
 TABLES_S = 30.0
 EARLY_S = 1.0
+PUBLISHED = ("CVTUNE_DATA", "TORCH_HOME")  # a cluster's workers have the environment of their node, not ours
 HALT = "halt"  # a file in the term's folder: every process of a trial breaks off at its next batch
 
 
@@ -63,6 +64,7 @@ class Setting:
 
     def job(self, prepared: Prepared, ray_folder: Path) -> dict[str, Any]:
         """What every trial's process is told beside its own trial. Plain JSON."""
+        named = [name for name in PUBLISHED if os.environ.get(name)]
         return {
             "study": str(self.folder),
             "source": self.study.data.model_dump(mode="json"),
@@ -72,6 +74,8 @@ class Setting:
             "store": prepared.store,
             "fingerprint": prepared.fingerprint,
             "roots": self.roots,
+            "cwd": str(Path.cwd()),
+            "folders": {name: str(Path(os.environ[name]).expanduser().absolute()) for name in named},
             "cpu": self.study.resources.cpu,
             "hang_s": self.study.resources.hang_s,
             "halt": str(ray_folder / HALT),
@@ -118,15 +122,17 @@ def run_study(
         check = preflight.start(study, cache, roots)
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                if check.wait(EARLY_S):
+                if check.wait(EARLY_S) and caught.number is None:
                     preflight.finish(check)  # what is wrong at first sight should not wait for Ray
+            if caught.number is not None:
+                raise Interrupted(caught.number)
             with cluster():
                 caught.install()  # ray.init has put its own handler of SIGTERM in place
                 prepared = _finish(check, caught)
                 for notice in prepared.notices:
                     say(notice)
                 check_unchanged(folder, prepared)
-                resources = trial_resources(study)
+                resources = _room(study, caught)
                 lease = Lease(folder)
                 try:
                     history = _drive(setting, prepared, lease, resources, listen, caught)
@@ -150,14 +156,23 @@ def _finish(check: subprocess.Popen[str], caught: Signals) -> Prepared:
 
     waiter = threading.Thread(target=wait, daemon=True)
     waiter.start()
-    while waiter.is_alive():
+    while waiter.is_alive() and caught.number is None:
         waiter.join(0.2)
-        if caught.number is not None:
-            check.kill()
-            raise Interrupted(caught.number)
+    if caught.number is not None:  # a check that died then was sent the signal too: Ray and Slurm stop every process
+        check.kill()
+        raise Interrupted(caught.number)
     if isinstance(answer[0], CvtuneError):
         raise answer[0]
     return answer[0]
+
+
+def _room(study: Study, caught: Signals) -> dict[str, float]:
+    try:
+        return trial_resources(study, lambda: caught.number is not None)
+    except ClusterError:
+        if caught.number is not None:
+            raise Interrupted(caught.number) from None
+        raise
 
 
 def _drive(
@@ -189,6 +204,7 @@ def _drive(
             ledger.note("close", {"why": why, "ended": ended})
             write_tables(folder, ledger.history)
             write_best(study, folder, ledger.history)
+            remove_leftovers(folder, ".", "tables", "best", "trials/*")
             shutil.rmtree(folder / ".ray", ignore_errors=True)
         ledger.close(lost=lease.lost.is_set())
     return ledger.history
@@ -231,7 +247,6 @@ def _confirm(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], w
 def _search(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], watch: _Watch) -> str | None:
     """Ray Tune's loop in a thread of its own, so that signals find the main thread awake. Returns why it ended."""
     slots = slots_of(resources, ledger.study.resources.max_concurrent)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots())
     referee, phases = Referee(ledger, job, slots), Phases(ledger)
     proposer = Proposer(ledger, referee, phases, resources, slots)
     raised: list[BaseException] = []

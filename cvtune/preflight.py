@@ -17,8 +17,9 @@ from typing import Any
 
 from cvtune import errors
 from cvtune.errors import ConfigError, CvtuneError, told
+from cvtune.fetch import require_weights
 from cvtune.recipe import Recipe
-from cvtune.study import Study, make
+from cvtune.study import TORCHVISION, Study, make
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,16 @@ class Prepared:
 
 
 def start(study: Study, cache: Path | None, roots: tuple[str, ...]) -> subprocess.Popen[str]:
-    """Begin the check of a study in a process of its own; `finish` gives the answer."""
+    """Begin the check of a study in a process of its own; `finish` gives the answer.
+
+    Raises:
+        DataError: a published data set is not there; to say so takes neither torch nor Ray.
+        ConfigError: there is no published data set of that name.
+    """
+    if study.data.source.startswith(TORCHVISION):
+        from cvtune.data.torchvision import require
+
+        require(study.data.source)
     process = subprocess.Popen(
         [sys.executable, "-m", "cvtune.preflight"],
         stdin=subprocess.PIPE,
@@ -79,11 +89,12 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
 
     Raises:
         DataError: the images cannot be used.
-        ConfigError: an end of a domain or a choice cannot be built.
+        ConfigError: an end of a domain or a choice cannot be built, or its published weights are not there.
     """
     from cvtune.data import cache_folder, open_dataset
     from cvtune.usercode import source_hash
 
+    require_weights(study)  # decoding images may take long
     code = {ref: source_hash(ref) for ref in study.user_code}
     data = open_dataset(
         study.data, study.recipe.data, cache_folder(cache), study.resources.cache_bytes, os.cpu_count() or 1

@@ -159,7 +159,7 @@ class Model(Section):
         "(num_classes, recipe) -> torch.nn.Module.",
     )
     pretrained: str | None = field(
-        None, "None: from scratch; 'default': the best published weights; else a .safetensors or .pth file."
+        None, "None: from scratch; 'default': the best published weights (`cvtune fetch` brings them); else a file."
     )
     norm: Literal["batch", "group", "none"] | None = field(
         None, "Normalization layer. None: the architecture's own (batch for small_resnet)."

@@ -20,12 +20,15 @@ from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
 from cvtune.space import LogUniform, Space, Uniform, space
 
+TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
 FORMAT = 1  # of study.json; a reader accepts its own and every lower number
 
 
 class Source(Section):
     source: str = field(
-        "digits", "Where the images are: a folder, an .npz file, digits (embedded), or 'python:module:function'."
+        "digits",
+        "Where the images are: a folder, an .npz file, digits (embedded), 'torchvision:NAME' (a published set that "
+        "`cvtune fetch` brings), or 'python:module:function'.",
     )
     val_share: float = field(0.15, "Share split off for validation where the source has no val part.", gt=0, lt=0.5)
     test_share: float = field(0.15, "Share split off for the final test where the source has none.", ge=0, lt=0.5)
@@ -61,6 +64,9 @@ class Resources(Section):
     cpu: float = field(1, "CPU cores of one trial.", unit="cores", gt=0, le=1024)
     gpu: float | None = field(None, "GPUs of one trial; None: 1 where the cluster has any, else 0.", ge=0, le=1)
     max_concurrent: int | None = field(None, "Most trials at once; None: as many as fit.", unit="trials", ge=1)
+    wait_s: float = field(
+        0, "Time to wait for a node that can hold a trial, where a study begins before its nodes.", unit="s", ge=0
+    )
     cache_gb: float | None = field(
         None, "Most disk that decoded images may take; None: half of what is free.", unit="GB", ge=0
     )
@@ -273,11 +279,26 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def for_data(source: str) -> Study:
     """The built-in study for a folder (or other source) of labelled images: both strengths and the learning rate."""
     path = Path(source)
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem if path.exists() else source).strip("-.") or "study"
-    drawn = source == "digits"  # a mirrored digit is another digit; photos may be mirrored
-    recipe = Recipe().replace({"augment.flip": "none", "data.image_size": 16} if drawn else {})
+    plain = path.resolve().stem if path.exists() else source.removeprefix(TORCHVISION)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "study"
+    recipe = Recipe().replace(_UNLIKE_PHOTOS.get(source, {}))
     return Study(name=stem, data=Source(source=source), recipe=recipe, space=SWEET_SPOT)
 
+
+_DRAWN = {"augment.flip": "none"}  # a mirrored digit, letter or traffic sign is another one
+_UNLIKE_PHOTOS: dict[str, dict[str, Value]] = {  # sources whose images are smaller, or must not be mirrored
+    "digits": {**_DRAWN, "data.image_size": 16},
+    "torchvision:USPS": {**_DRAWN, "data.image_size": 16},
+    "torchvision:MNIST": {**_DRAWN, "data.image_size": 32},
+    "torchvision:KMNIST": {**_DRAWN, "data.image_size": 32},
+    "torchvision:SVHN": {**_DRAWN, "data.image_size": 32},
+    "torchvision:GTSRB": {**_DRAWN, "data.image_size": 32},
+    "torchvision:FashionMNIST": {"data.image_size": 32},
+    "torchvision:CIFAR10": {"data.image_size": 32},
+    "torchvision:CIFAR100": {"data.image_size": 32},
+    "torchvision:EuroSAT": {"data.image_size": 64},
+    "torchvision:STL10": {"data.image_size": 96},
+}
 
 SWEET_SPOT = space(
     {
@@ -289,7 +310,7 @@ SWEET_SPOT = space(
 
 
 def load(target: str) -> Study:
-    """The study that a command-line target names: WORKFLOW.py, STUDY.json, or images (a folder, .npz, digits).
+    """The study that a command-line target names: WORKFLOW.py, STUDY.json, or images (see `Source.source`).
 
     Raises:
         ConfigError: the file is missing, is no study, or the workflow fails while it builds its study.
@@ -299,10 +320,10 @@ def load(target: str) -> Study:
         return _from_workflow(path)
     if path.suffix == ".json":
         return read(path)
-    if target == "digits" or path.suffix == ".npz" or path.is_dir():
+    if target == "digits" or target.startswith(TORCHVISION) or path.suffix == ".npz" or path.is_dir():
         return for_data(target)
     raise ConfigError(
-        f"{target!r} is neither a workflow (.py), a study (.json) nor a folder of images. "
+        f"{target!r} is neither a workflow (.py), a study (.json), a folder of images nor torchvision:NAME. "
         "Check the path; `cvtune run workflows/quickstart.py` and `cvtune run digits` always work."
     )
 

@@ -108,6 +108,9 @@ class Referee(TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         ledger = self._ledger
+        # Nodes join and leave: as many trials may wait for a process as could run. What a scheduler is given is a
+        # wrapper that warns of calls it does not know.
+        tune_controller._tune_controller.update_max_pending_trials(self._slots())
         if not ledger.board.pausing:
             return None  # trials that do not wait for the scheduler are started by Ray in their order
         self._stop(tune_controller, ledger.give_up_waiting())

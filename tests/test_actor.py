@@ -1,6 +1,7 @@
 """The process that trains trials, without Ray's: terminal reasons, attempts, what is logged and taken up."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from cvtune import checkpoint
-from cvtune.actor import OPENED, TrialActor, TrialFailed, reason_of, score_test
+from cvtune.actor import OPENED, TrialActor, TrialFailed, reason_of, score_test, settle
 from cvtune.data import open_dataset
+from cvtune.data.torchvision import data_folder
+from cvtune.engine import Setting
 from cvtune.errors import ConfigError, DataError, told
+from cvtune.preflight import Prepared
 from cvtune.study import for_data
 
 STUDY = for_data("digits").set({"model.width": 4, "max_epochs": 3, "data.train_fraction": 0.3})
@@ -34,6 +38,8 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "store": str(data.store),
         "fingerprint": data.fingerprint,
         "roots": (),
+        "folders": {},
+        "cwd": str(Path.cwd()),
         "cpu": 1,
         "deadline": None,
         "halt": str(tmp_path / "halt"),
@@ -214,3 +220,29 @@ def test_a_trial_whose_folder_cannot_be_made_says_so_at_its_first_step(
     assert actor.reset_config({**config, "study": str(tmp_path / "a file")})
     result = actor.step()
     assert result["failure"] == "code_error" and "a file" in result["message"]
+
+
+def test_a_worker_of_another_environment_looks_for_published_data_where_the_driver_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    setting = Setting(STUDY, tmp_path / "study", None, ())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CVTUNE_DATA", "shared")
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    job = setting.job(Prepared((), {}, "", (), ()), tmp_path)
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("CVTUNE_DATA", "/of/the/node")
+    settle(job)
+    assert data_folder() == tmp_path / "shared"
+    assert "TORCH_HOME" not in os.environ
+
+
+def test_relative_paths_mean_on_a_node_what_they_mean_to_the_driver(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the working directory of this node's Ray; restored afterwards
+    (tmp_path / "driver").mkdir()
+    settle({**config, "cwd": str(tmp_path / "driver")})
+    assert Path.cwd() == tmp_path / "driver"
+    settle({**config, "cwd": str(tmp_path / "only on the head")})
+    assert Path.cwd() == tmp_path / "driver"

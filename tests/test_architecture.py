@@ -16,8 +16,9 @@ PACKAGE = ROOT / "cvtune"
 # From the ground up. A module may import modules of its own layer, without a cycle, and of the layers above it in this
 # list. A name stands for the module and, if it is a package, for all modules in it. "cvtune" is the facade __init__.py.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "durable"),
-    ("recipe", "epoch"),
+    ("errors", "durable", "probe", "allocation"),
+    ("upload",),
+    ("recipe", "epoch", "checks", "gpu_checks"),
     ("space", "schedulers", "searchers"),
     ("study",),
     (
@@ -27,15 +28,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("history", "train"),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
     ("explained", "population", "pb2", "ray_schedulers", "board"),
-    ("results", "preflight", "report"),
+    ("results", "fetch", "preflight", "report"),
     ("screen", "sweep", "ledger", "study_folder"),
-    ("phases", "tune", "actor", "cluster"),
-    ("engine",),
+    ("phases", "tune", "actor", "cluster", "rehearsal"),
+    ("engine", "doctor"),
+    ("looking",),
     ("cli",),
+    ("job",),
 )
 
 FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may import it
-    "ray": ("tune", "actor", "engine", "cluster", "board", "ray_schedulers", "population", "pb2", "explained"),
+    "ray": (
+        *("tune", "actor", "engine", "cluster", "doctor", "upload", "job"),
+        *("board", "ray_schedulers", "population", "pb2", "explained"),
+    ),
     "optuna": ("suggest",),
     "wandb": ("track",),
     "albumentations": ("augment",),
@@ -44,7 +50,7 @@ FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may imp
     "plotly": ("report",),
 }
 
-LIGHT = ("cvtune", "cvtune.study", "cvtune.journal", "cvtune.cli")
+LIGHT = ("cvtune", "cvtune.probe", "cvtune.study", "cvtune.journal", "cvtune.cli")
 HEAVY = ("torch", "ray", "albumentations")
 
 MODULE_LINES = 400

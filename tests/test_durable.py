@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cvtune import checkpoint, lease
-from cvtune.durable import read_json, write_whole
+from cvtune.durable import read_json, remove_leftovers, write_whole
 from cvtune.errors import CvtuneError, OwnedError
 from cvtune.history import load
 from cvtune.journal import Journal, read
@@ -281,3 +281,14 @@ def test_the_furthest_checkpoint_of_all_attempts_comes_first_and_old_ones_go(tmp
     assert order == [("2", "3"), ("2", "2"), ("1", "2"), ("1", "1")]
     checkpoint.prune(tmp_path, keep=2)
     assert [p.name for p in checkpoint.newest(tmp_path)] == ["3", "2"]
+
+
+def test_leftovers_of_killed_processes_go_and_ours_stay(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "other").mkdir()
+    dead = [tmp_path / ".lease.json.1.aa.tmp", tmp_path / "tables" / ".trials.parquet.1.bb.tmp"]
+    kept = [tmp_path / f".lease.json.{os.getpid()}.aa.tmp", tmp_path / "lease.json", tmp_path / "other" / ".x.1.aa.tmp"]
+    for path in (*dead, *kept):
+        path.touch()
+    remove_leftovers(tmp_path, ".", "tables", "best")
+    assert not any(path.exists() for path in dead) and all(path.exists() for path in kept)

@@ -7,7 +7,6 @@ import pickle
 import re
 import sys
 import types
-import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -392,21 +391,20 @@ def test_files_that_hold_no_weights(tmp_path: Path, name: str) -> None:
         small(model__pretrained=str(tmp_path / name))
 
 
-def test_default_weights_without_a_network_name_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("no route to host")
+def test_default_weights_are_never_downloaded_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"resnet18-f37072fd\.pth is not in .*checkpoints.*`cvtune fetch.*https://"):
+        build_model(recipe(model__name="torchvision:resnet18", model__pretrained="default"), 3, 32)
+    assert not list(tmp_path.iterdir())
+
+
+def test_default_weights_are_loaded_but_for_the_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from torchvision.models import resnet18
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    with pytest.raises(ConfigError, match=r"resnet18.*could not be fetched.*node with network"):
-        build_model(recipe(model__name="torchvision:resnet18", model__pretrained="default"), 3, 32)
-
-
-def test_default_weights_are_loaded_but_for_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision.models import WeightsEnum, resnet18
-
     published = resnet18().state_dict()
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *args, **kwargs: published)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(published, tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
     network = build_model(recipe(model__name="torchvision:resnet18", model__pretrained="default"), 3, 32)
     assert torch.equal(network.module.get_parameter("conv1.weight"), published["conv1.weight"])
     assert network.head.weight.shape == (3, 512)

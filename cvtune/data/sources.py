@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cvtune.data import digits, folder, npz, user
+from cvtune.data import digits, folder, npz, torchvision, user
 from cvtune.data.listing import Listing
-from cvtune.study import Source
+from cvtune.study import TORCHVISION, Source
 
 
 def read_source(source: Source) -> Listing:
@@ -14,11 +14,13 @@ def read_source(source: Source) -> Listing:
 
     Raises:
         DataError: the source is missing or its images and labels cannot be used as they are.
-        ConfigError: the source names user code that cannot be imported.
+        ConfigError: the source names user code that cannot be imported, or a published set that there is not.
     """
     if source.source == "digits":
         return digits.read(source)
     if source.source.startswith("python:"):
         return user.read(source)
+    if source.source.startswith(TORCHVISION):
+        return torchvision.read(source)
     path = Path(source.source).expanduser().absolute()
     return npz.read(path, source) if path.suffix == ".npz" else folder.read(path, source)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-from pathlib import Path
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +19,65 @@ from cvtune.errors import ConfigError
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
+@dataclass(frozen=True)
+class Published:
+    """The best weights that torchvision publishes for an architecture, and the file where torch.hub keeps them."""
+
+    url: str
+    file: Path
+
+    def required(self) -> Path:
+        """The file. It is never downloaded here: many nodes would do so at once, and most have no network.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        if self.file.is_file():
+            return self.file
+        raise ConfigError(
+            f"model.pretrained = 'default': {self.file.name} is not in {self.file.parent} ($TORCH_HOME decides where). "
+            "A run downloads nothing: call `cvtune fetch TARGET` with this run's TARGET and --set on a machine with a "
+            f"network that shares this folder, or put {self.url} there."
+        )
+
+    def sha256(self) -> str:
+        """The hex digest of the file."""
+        with self.file.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def is_whole(self) -> bool:
+        """Whether the file is there with the digest whose first digits are part of its name."""
+        return self.file.is_file() and self.sha256().startswith(self._digits)
+
+    def download(self) -> None:
+        """Get the file whole or not at all, whatever OSError or RuntimeError torch.hub raises."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(self.url, str(self.file), self._digits, progress=sys.stderr.isatty())
+
+    @property
+    def _digits(self) -> str:
+        found = re.search(r"-([0-9a-f]{8,})$", self.file.stem)  # resnet18-f37072fd.pth
+        return found[1] if found else ""
+
+
+def published(name: str) -> Published:
+    """The published weights of a torchvision architecture (its name without 'torchvision:').
+
+    Raises:
+        ConfigError: there are none.
+    """
+    from torchvision.models import get_model_weights, list_models
+
+    if name not in list_models():
+        raise ConfigError(
+            f"model.pretrained = 'default': no weights are published for {name}. Give a .safetensors or .pth file or "
+            "a torchvision:NAME, leave it at None, or let it depend on model.name in the space."
+        )
+    best: Any = get_model_weights(name).DEFAULT
+    file = PurePosixPath(urlsplit(best.url).path).name
+    return Published(best.url, Path(torch.hub.get_dir(), "checkpoints", file))
+
+
 def load_weights(module: nn.Module, head: nn.Module, name: str, pretrained: str | None) -> None:
     """Loads `pretrained` (see `recipe.Model`) into `module`; None: leaves it as it is.
 
@@ -21,11 +85,11 @@ def load_weights(module: nn.Module, head: nn.Module, name: str, pretrained: str 
     ViT trained at another image size are interpolated.
 
     Raises:
-        ConfigError: the weights cannot be got or read, or do not belong to this architecture.
+        ConfigError: the weights are not there, cannot be read, or do not belong to this architecture.
     """
     if pretrained is None:
         return
-    state = _published(name) if pretrained == "default" else _read(Path(pretrained))
+    state = _read(published(name).required() if pretrained == "default" else Path(pretrained))
     state = _fit_positions(module, state)
     prefix = next(key for key, m in module.named_modules() if m is head)
     misfits = _load(module, {f"{prefix}.{key}".lstrip(".") for key in head.state_dict()}, state)
@@ -45,25 +109,6 @@ def _load(module: nn.Module, head: set[str], state: dict[str, Tensor]) -> str:
         missing, unexpected = module.load_state_dict(state, strict=False)
         kinds = {"missing": [k for k in missing if k not in head], "unexpected": list(unexpected)}
     return "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in kinds.items() if keys)
-
-
-def _published(name: str) -> dict[str, Tensor]:
-    if name == "small_resnet":
-        raise ConfigError(
-            "model.pretrained = 'default': no weights are published for small_resnet. Give a .safetensors or .pth "
-            "file, a torchvision:NAME, or leave it at None."
-        )
-    from torchvision.models import get_model_weights
-
-    best: Any = get_model_weights(name).DEFAULT
-    try:
-        state: dict[str, Tensor] = best.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"model.pretrained = 'default': {best.url} could not be fetched ({error}). Fetch it once on a node "
-            "with network and a shared home (it is kept in $TORCH_HOME), or give its path instead of 'default'."
-        ) from error
-    return state
 
 
 def _read(path: Path) -> dict[str, Tensor]:
