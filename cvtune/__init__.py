@@ -15,8 +15,9 @@ from cvtune.epoch import Epoch
 from cvtune.recipe import Augment, Data, Loss, Model, Optim, Recipe, Regularize
 from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
 from cvtune.searchers import GP, TPE, Grid, Random, Sobol
+from cvtune.sections import Budget, Confirm, Resources, Source, Tracking
 from cvtune.space import Choice, IntUniform, LogUniform, Space, Uniform, When, space
-from cvtune.study import Budget, Confirm, Resources, Source, Study
+from cvtune.study import Study
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "Source",
     "Space",
     "Study",
+    "Tracking",
     "Uniform",
     "When",
     "space",

@@ -25,7 +25,7 @@ from cvtune.epoch import Epoch
 from cvtune.errors import DataError, told
 from cvtune.pulse import Pulse, die_hung
 from cvtune.recipe import Recipe
-from cvtune.study import Source
+from cvtune.sections import Source
 
 OPENED: dict[str, Any] = {}  # data sets of this process by their settings: mapped once, used by trial after trial
 
@@ -121,6 +121,10 @@ class TrialActor(tune.Trainable):
                 checkpoint.save(place, run.state_dict(), epoch.numbers())
             except OSError as error:  # a full disk costs a retry some epochs; it must not cost the trial
                 print(f"checkpoint {place} not saved: {error}")
+            try:
+                draw_strip(run, config["strip"], self._place / "media")
+            except OSError as error:
+                print(f"no strip of step {epoch.step}: {error}")
             self._pulse.beat()
             yield epoch.numbers()
 
@@ -289,6 +293,19 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     np.savez(content, probabilities=probabilities, labels=run.data.test.labels)
     write_whole(folder / "test.npz", content.getvalue())
     return metrics
+
+
+def draw_strip(run: Any, count: int, folder: Path) -> None:
+    """Draw what `run` has just made of `count` validation images; see `strips.py`."""
+    from cvtune import strips
+    from cvtune.data.loader import evaluation_batch
+
+    part, data = run.data.val, run.recipe.data
+    chosen = strips.choose(part.labels, count)
+    if len(chosen):
+        probabilities = run.val_logits[chosen].softmax(1).numpy()
+        images = evaluation_batch(part.images, chosen, data.image_size, data.fit)
+        strips.save(folder, run.step, strips.draw(images, part.labels[chosen], probabilities, run.data.classes))
 
 
 def _line(epoch: Epoch) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 from cvtune import __version__, study
 from cvtune.checks import Check
 from cvtune.errors import ClusterError, ConfigError, CvtuneError
-from cvtune.looking import STUDIES, Storage, export, find, list_studies, logs, screen_console, status, stop
+from cvtune.looking import STUDIES, Storage, export, find, list_studies, logs, screen_console, status, stop, sync
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -248,7 +248,7 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
 
 
 app.command("list")(list_studies)
-for _command in (status, logs, stop, export):
+for _command in (status, logs, stop, export, sync):
     app.command()(_command)
 
 

@@ -25,6 +25,7 @@ import ray
 from cvtune import allocation
 from cvtune.errors import ClusterError
 from cvtune.study import Study
+from cvtune.track.launch import withheld
 
 SLOTS_S = 5.0  # how long the size of the cluster is taken for granted; nodes join and leave
 
@@ -40,7 +41,8 @@ def cluster() -> Iterator[None]:
     local: dict[str, Any] = {"object_store_memory": 200 * 2**20, "include_dashboard": False, **granted()}
     options = local if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **options)
+        with withheld():  # the key of W&B: all that Ray starts here would inherit it
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise ClusterError(
             f"Ray could not be {'started here' if address == 'local' else f'reached at RAY_ADDRESS={address}'} "

@@ -33,6 +33,7 @@ from cvtune.results import write_tables
 from cvtune.signals import Signals, signals
 from cvtune.study import Study
 from cvtune.study_folder import check_folder, check_unchanged, provenance, write_best
+from cvtune.track.launch import tracked
 from cvtune.tune import EndOfStudy, Proposer, Referee
 
 Listener = Callable[[dict[str, Any], History], None]
@@ -61,6 +62,7 @@ class Setting:
     folder: Path
     cache: Path | None
     roots: tuple[str, ...]
+    track: Callable[[], None] = lambda: None  # starts the syncer
 
     def job(self, prepared: Prepared, ray_folder: Path) -> dict[str, Any]:
         """What every trial's process is told beside its own trial. Plain JSON."""
@@ -77,6 +79,7 @@ class Setting:
             "cwd": str(Path.cwd()),
             "folders": {name: str(Path(os.environ[name]).expanduser().absolute()) for name in named},
             "cpu": self.study.resources.cpu,
+            "strip": self.study.tracking.strip,
             "hang_s": self.study.resources.hang_s,
             "halt": str(ray_folder / HALT),
         }
@@ -107,7 +110,7 @@ def run_study(
         say: told in words what is being done before the first trial.
 
     Raises:
-        ConfigError: the storage cannot be written, or holds another study under this name.
+        ConfigError: the storage cannot be written, or holds another study under this name; or tracking lacks a key.
         DataError, ClusterError, OwnedError: as they say.
         Interrupted: a signal came before the first trial.
     """
@@ -117,32 +120,38 @@ def run_study(
     with signals() as caught:
         if earlier.complete and len(earlier.of("search", "control")) >= study.budget.trials:
             return Outcome(study, folder, earlier, None, 0.0)
-        say("checking images and both ends of every searched domain; starting Ray")
-        setting = Setting(study, folder, cache, roots)
-        check = preflight.start(study, cache, roots)
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if check.wait(EARLY_S) and caught.number is None:
-                    preflight.finish(check)  # what is wrong at first sight should not wait for Ray
-            if caught.number is not None:
-                raise Interrupted(caught.number)
-            with cluster():
-                caught.install()  # ray.init has put its own handler of SIGTERM in place
-                prepared = _finish(check, caught)
-                for notice in prepared.notices:
-                    say(notice)
-                check_unchanged(folder, prepared)
-                resources = _room(study, caught)
-                lease = Lease(folder)
-                try:
-                    history = _drive(setting, prepared, lease, resources, listen, caught)
-                finally:
-                    lease.release()
-        finally:
-            if check.poll() is None:
-                check.kill()
+        with tracked(study, folder, say) as track:
+            history = _run(Setting(study, folder, cache, roots, track), listen, say, caught)
         broken_off = None if history.complete else caught.number  # it may have come when all was done
         return Outcome(study, folder, history, broken_off, time.monotonic() - started)
+
+
+def _run(setting: Setting, listen: Listener, say: Callable[[str], None], caught: Signals) -> History:
+    """Check, Ray, lease, and one term."""
+    study, folder = setting.study, setting.folder
+    say("checking images and both ends of every searched domain; starting Ray")
+    check = preflight.start(study, setting.cache, setting.roots)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if check.wait(EARLY_S) and caught.number is None:
+                preflight.finish(check)  # what is wrong at first sight should not wait for Ray
+        if caught.number is not None:
+            raise Interrupted(caught.number)
+        with cluster():
+            caught.install()  # ray.init has put its own handler of SIGTERM in place
+            prepared = _finish(check, caught)
+            for notice in prepared.notices:
+                say(notice)
+            check_unchanged(folder, prepared)
+            resources = _room(study, caught)
+            lease = Lease(folder)
+            try:
+                return _drive(setting, prepared, lease, resources, listen, caught)
+            finally:
+                lease.release()
+    finally:
+        if check.poll() is None:
+            check.kill()
 
 
 def _finish(check: subprocess.Popen[str], caught: Signals) -> Prepared:
@@ -193,6 +202,7 @@ def _drive(
         saw = ledger.recover()
         me = {"term": lease.term, **saw, "host": platform.node(), "pid": os.getpid(), "resources": resources}
         ledger.note("open", me)
+        setting.track()
         watch = _Watch(setting, caught, lease, ledger, ray_folder)
         ended = _search(ledger, job, resources, watch)
         if caught.number is None:

@@ -19,7 +19,8 @@ from functools import cache
 from pathlib import Path
 
 from cvtune.errors import ConfigError, DataError
-from cvtune.study import TORCHVISION, Study
+from cvtune.sections import TORCHVISION
+from cvtune.study import Study
 
 SILENCE_S = 60.0  # a server that says nothing for so long is given up
 LOCAL = frozenset(("apfs", "btrfs", "ext2", "ext3", "ext4", "hfs", "overlay", "ramfs", "tmpfs", "xfs"))

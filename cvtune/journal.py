@@ -88,19 +88,67 @@ def terms(study: Path) -> list[tuple[int, list[dict[str, Any]]]]:
     Raises:
         CvtuneError: a line before the last is damaged, or was written by another format of cvtune.
     """
+    return _counted([_term(path) for path in _files(study)])
+
+
+class Tail:
+    """A journal that is read again and again while it grows. Each line is parsed once, unless a new term begins."""
+
+    def __init__(self, study: Path) -> None:
+        self._study = study
+        self._known: list[Path] = []
+        self._at = 0  # bytes that were read of the last file
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """The events since the last call; and whether those before it are void and all of them come again.
+
+        They do at the first call, and when a new owner has said what counts of the terms before its own.
+
+        Raises:
+            CvtuneError: as `terms`.
+        """
+        files = _files(self._study)
+        anew = files != self._known
+        self._known, self._at = files, 0 if anew else self._at
+        if not files:
+            return [], anew
+        with files[-1].open("rb") as file:
+            file.seek(self._at)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._at += len(whole)
+        events = list(_events(whole, files[-1]))
+        if anew:
+            last = (int(files[-1].stem), events)
+            return [e for _, of_term in _counted([*map(_term, files[:-1]), last]) for e in of_term], True
+        if events and events[0]["kind"] == "open":  # its file was there before its first line
+            self._known = []
+            return self.read()
+        return events, False
+
+
+def _files(study: Path) -> list[Path]:
+    return sorted((study / "journal").glob("*.jsonl"))
+
+
+def _term(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    return int(path.stem), list(_events(path.read_bytes(), path))
+
+
+def _counted(terms: list[tuple[int, list[dict[str, Any]]]]) -> list[tuple[int, list[dict[str, Any]]]]:
+    """The terms without what their successors did not see, and without empty ones."""
     found: list[tuple[int, list[dict[str, Any]]]] = []
-    for path in sorted((study / "journal").glob("*.jsonl")):
-        events = list(_events(path))
+    for number, events in terms:
         if events and "saw_term" in events[0]:
             last, count = events[0]["saw_term"], events[0]["saw"]
             found = [(term, seen[:count] if term == last else seen) for term, seen in found if term <= last]
         if events:
-            found.append((int(path.stem), events))
+            found.append((number, events))
     return found
 
 
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")
+def _events(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
+    lines = content.split(b"\n")
     for number, line in enumerate(lines):
         if not line:
             continue

@@ -1,10 +1,14 @@
-"""The commands that look at studies or stop them: list, status, logs, stop, export. `cli.py` puts them on the line."""
+"""The commands that look at studies or stop them: list, status, logs, stop, export, sync.
+
+`cli.py` puts them on the line.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -146,6 +150,34 @@ def export(
 
     for file in export_tables(find(name, storage), to):
         print(file)
+
+
+class SyncMode(StrEnum):
+    online = "online"
+    offline = "offline"
+
+
+def sync(
+    name: Annotated[str, typer.Argument(help="Name of a study, or its folder.", metavar="STUDY")],
+    storage: Storage = STUDIES,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow a running study until it has ended.")] = False,
+    mode: Annotated[
+        SyncMode | None,
+        typer.Option(help="To the server, or into W&B's own files. Default: the study's tracking.mode, else online."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would leave: runs, columns, artifacts with sizes.")
+    ] = False,
+) -> None:
+    """Send a study to Weights & Biases: what is not there yet, each report once. Wherever its folder is seen."""
+    from cvtune.track import command
+
+    folder = find(name, storage).resolve()
+    if dry_run:
+        for line in command.list_leaving(folder):
+            print(line)
+        return
+    command.sync(folder, watch, mode.value if mode else "")
 
 
 def find(name: str, storage: Path) -> Path:

@@ -19,7 +19,8 @@ from cvtune import errors
 from cvtune.errors import ConfigError, CvtuneError, told
 from cvtune.fetch import require_weights
 from cvtune.recipe import Recipe
-from cvtune.study import TORCHVISION, Study, make
+from cvtune.sections import TORCHVISION
+from cvtune.study import Study, make
 
 
 @dataclass(frozen=True)

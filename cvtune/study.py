@@ -18,76 +18,10 @@ from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.recipe import FIELDS, Recipe, Section, Value, describe, field
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
+from cvtune.sections import TORCHVISION, Budget, Confirm, Resources, Source, Tracking
 from cvtune.space import LogUniform, Space, Uniform, space
 
-TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
 FORMAT = 1  # of study.json; a reader accepts its own and every lower number
-
-
-class Source(Section):
-    source: str = field(
-        "digits",
-        "Where the images are: a folder, an .npz file, digits (embedded), 'torchvision:NAME' (a published set that "
-        "`cvtune fetch` brings), or 'python:module:function'.",
-    )
-    val_share: float = field(0.15, "Share split off for validation where the source has no val part.", gt=0, lt=0.5)
-    test_share: float = field(0.15, "Share split off for the final test where the source has none.", ge=0, lt=0.5)
-    split_seed: int = field(0, "Seed of that split (stratified by class).", ge=0, le=2**62)
-    max_corrupt: float = field(
-        0.01, "Share of unreadable images that is skipped and counted; above it we refuse.", ge=0, le=1
-    )
-
-
-class Budget(Section):
-    trials: int = field(
-        32,
-        "Trials to search with; 0: only confirm `candidates`. Noise trials come on top.",
-        unit="trials",
-        ge=0,
-        le=10**6,
-    )
-    epochs: int | None = field(
-        None, "Epochs of the search, noise trials included; None: no bound.", unit="epochs", ge=1
-    )
-    time_s: float | None = field(
-        None, "Wall-clock time of the search from the start of this run; None: no bound.", unit="s", gt=0
-    )
-    gpu_hours: float | None = field(
-        None, "GPU time of the search, CPU time where trials have no GPU; None: no bound.", unit="h", gt=0
-    )
-    until_noise: bool = field(
-        False, "End the search once the expected improvement over the best score falls below the noise floor."
-    )
-
-
-class Resources(Section):
-    cpu: float = field(1, "CPU cores of one trial.", unit="cores", gt=0, le=1024)
-    gpu: float | None = field(None, "GPUs of one trial; None: 1 where the cluster has any, else 0.", ge=0, le=1)
-    max_concurrent: int | None = field(None, "Most trials at once; None: as many as fit.", unit="trials", ge=1)
-    wait_s: float = field(
-        0, "Time to wait for a node that can hold a trial, where a study begins before its nodes.", unit="s", ge=0
-    )
-    cache_gb: float | None = field(
-        None, "Most disk that decoded images may take; None: half of what is free.", unit="GB", ge=0
-    )
-    hang_s: float = field(
-        1800,
-        "Time without progress (a batch, a batch of the evaluation, a checkpoint) after which a trial's process is "
-        "ended; it is taken up again once.",
-        unit="s",
-        ge=1,
-    )
-    retries: int = field(3, "Times that a trial is taken up again after its process or node was lost.", ge=0, le=1000)
-
-    @property
-    def cache_bytes(self) -> int | None:
-        """`cache_gb` in bytes."""
-        return None if self.cache_gb is None else int(self.cache_gb * 1e9)
-
-
-class Confirm(Section):
-    top: int = field(2, "Best recipes that are trained again with fresh seeds after the search; 0: none.", ge=0, le=100)
-    seeds: int = field(3, "Fresh seeds for each of them.", ge=2, le=100)
 
 
 class Observation(Section):
@@ -128,6 +62,7 @@ class Study(Section):
         le=100,
     )
     confirm: Confirm = Confirm()
+    tracking: Tracking = Tracking()
     candidates: dict[str, Recipe] = {}
     points: tuple[dict[str, Value], ...] = ()
     prior: tuple[Observation, ...] = ()
@@ -231,12 +166,12 @@ class Study(Section):
         return make(tree)
 
     def definition(self) -> dict[str, Any]:
-        """What makes this study this study, as plain JSON: everything but how much and on what it runs.
+        """What makes this study this study, as plain JSON: everything but how much, on what it runs, and who watches.
 
         The size of a population belongs to it: who comes later meets nobody of its age.
         """
         population = {"population": self.budget.trials} if isinstance(self.scheduler, PBT | PB2) else {}
-        return self.model_dump(mode="json", exclude={"budget", "resources"}) | population
+        return self.model_dump(mode="json", exclude={"budget", "resources", "tracking"}) | population
 
     def to_json(self, provenance: Mapping[str, Any]) -> str:
         """The text of `study.json`."""

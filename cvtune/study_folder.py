@@ -63,8 +63,8 @@ def check_folder(study: Study, folder: Path, resume: str) -> History:
         raise ConfigError(
             f"study {study.name!r} in {folder.parent} was defined otherwise:\n  "
             + "\n  ".join(changes)
-            + "\nResume it with the same definition (budget.* and resources.* may change), or start anew with what it "
-            f"has learned: --name NEW --warm-start {study.name}."
+            + "\nResume it with the same definition (budget.*, resources.* and tracking.* may change), or start anew "
+            f"with what it has learned: --name NEW --warm-start {study.name}."
         )
     return load(folder)
 

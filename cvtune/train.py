@@ -66,6 +66,7 @@ class Run:
             then `run.step = reports of the trial itself`).
         images: training images per epoch.
         image_ms: copy to the device and forward pass, ms per image, in the last `predict`.
+        val_logits: what the last `evaluate` made of `data.val`, float32 (N, K) on the CPU; before it (0, K).
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, device: str | None = None, workers: int = 0) -> None:
@@ -94,6 +95,7 @@ class Run:
         counts = np.bincount(data.train.labels[self.used], minlength=len(data.classes))
         self.counts = torch.from_numpy(counts).to(self.device)  # training images per class
         self.step, self.epoch, self.image_ms = 0, 0, 0.0
+        self.val_logits = torch.empty(0, len(data.classes))
         self.tried: set[int] = set()  # batch sizes that the GPU knows kernels for
         self.apply(resolve(recipe))
         self.mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1) * 255
@@ -268,13 +270,14 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
 
 
 def evaluate(run: Run, stop: Callable[[], bool] = never) -> dict[str, float]:
-    """`clean_*` and `val_*` of an Epoch for the current weights, by name.
+    """`clean_*` and `val_*` of an Epoch for the current weights, by name. Sets `run.val_logits`.
 
     Raises:
         Stopped: `stop`, asked before every batch, said so.
     """
     clean = classification(*predict(run, run.data.train, stop, run.clean))
-    val = classification(*predict(run, run.data.val, stop))
+    run.val_logits, labels = predict(run, run.data.val, stop)
+    val = classification(run.val_logits, labels)
     scores = {f"clean_{name}": clean[name] for name in ("loss", "accuracy")}
     return scores | {f"val_{name}": value for name, value in val.items()}
 

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+# No test may reach anybody's account at W&B.
+os.environ.pop("WANDB_API_KEY", None)
+os.environ["NETRC"] = os.devnull
 
 import cv2
 import numpy as np

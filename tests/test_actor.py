@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from cvtune import checkpoint
+from cvtune import checkpoint, strips
 from cvtune.actor import OPENED, TrialActor, TrialFailed, reason_of, score_test, settle
 from cvtune.data import open_dataset
 from cvtune.data.torchvision import data_folder
@@ -41,6 +42,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "folders": {},
         "cwd": str(Path.cwd()),
         "cpu": 1,
+        "strip": 4,
         "deadline": None,
         "halt": str(tmp_path / "halt"),
         "hang_s": 600,
@@ -65,6 +67,29 @@ def test_an_epoch_is_saved_before_it_is_reported(actor: TrialActor, config: dict
     _, numbers = checkpoint.load(next(checkpoint.newest(folder)))
     assert numbers["val_accuracy"] == result["val_accuracy"]
     assert "epoch 1: train_loss" in (folder / "1" / "log.txt").read_text()
+
+
+def test_each_report_leaves_a_strip_of_the_same_images_and_a_full_disk_costs_only_the_strip(
+    actor: TrialActor, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor.step()
+    media = Path(config["study"]) / "trials" / "00000" / "1" / "media"
+    width = Image.open(media / "1.png").width
+    assert width == 4 * (strips.CELL + 2 * strips.FRAME + strips.GAP)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(strips, "write_whole", full)
+    assert actor.step()["step"] == 2
+    assert [path.name for path in media.iterdir()] == ["1.png"]
+    assert "no strip of step 2" in (media.parent / "log.txt").read_text()
+
+
+def test_no_strip_is_drawn_where_none_is_wanted(actor: TrialActor, config: dict[str, Any]) -> None:
+    actor.reset_config({**config, "strip": 0})
+    assert actor.step()["step"] == 1
+    assert not list(Path(config["study"]).rglob("*.png"))
 
 
 def test_a_new_attempt_goes_on_from_the_last_and_repeats_what_the_driver_missed(

@@ -19,16 +19,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "durable", "probe", "allocation"),
     ("upload",),
     ("recipe", "epoch", "checks", "gpu_checks"),
-    ("space", "schedulers", "searchers"),
+    ("space", "schedulers", "searchers", "sections"),
     ("study",),
     (
         *("cvtune", "usercode", "lease", "journal", "checkpoint", "pulse", "signals"),
-        *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "loss"),
+        *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "loss", "strips"),
     ),
     ("history", "train"),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
     ("explained", "population", "pb2", "ray_schedulers", "board"),
     ("results", "fetch", "preflight", "report"),
+    ("track",),
     ("screen", "sweep", "ledger", "study_folder"),
     ("phases", "tune", "actor", "cluster", "rehearsal"),
     ("engine", "doctor"),
@@ -43,7 +44,7 @@ FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may imp
         *("board", "ray_schedulers", "population", "pb2", "explained"),
     ),
     "optuna": ("suggest",),
-    "wandb": ("track",),
+    "wandb": ("track.client",),
     "albumentations": ("augment",),
     "pyarrow": ("results", "data"),
     "matplotlib": ("report",),
@@ -51,7 +52,7 @@ FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may imp
 }
 
 LIGHT = ("cvtune", "cvtune.probe", "cvtune.study", "cvtune.journal", "cvtune.cli")
-HEAVY = ("torch", "ray", "albumentations")
+HEAVY = ("torch", "ray", "albumentations", "wandb")
 
 MODULE_LINES = 400
 FUNCTION_LINES = 60
@@ -59,9 +60,9 @@ FUNCTION_LINES = 60
 WITHOUT_DOCSTRING = {  # public all the same
     # sections whose every field is described by `recipe.field`
     "recipe.Data", "recipe.Augment", "recipe.Regularize", "recipe.Model", "recipe.Optim", "recipe.Loss",
-    "study.Source", "study.Budget", "study.Resources", "study.Confirm",
+    "sections.Source", "sections.Budget", "sections.Resources", "sections.Confirm", "sections.Tracking",
     # plain records that their names and fields explain
-    "epoch.MetricDoc", "results.Column", "cli.Resume",
+    "epoch.MetricDoc", "results.Column", "cli.Resume", "looking.SyncMode",
     # what runs after `if __name__ == "__main__"`
     "preflight.main",
 }  # fmt: skip

@@ -15,8 +15,9 @@ from ray.tune.schedulers import pb2 as ray_pb2
 from cvtune.board import Board, Verdict, reseed
 from cvtune.recipe import Recipe
 from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
+from cvtune.sections import Budget
 from cvtune.space import IntUniform, LogUniform, Uniform, space
-from cvtune.study import Budget, Study
+from cvtune.study import Study
 
 STRENGTHS = {"augment.strength": Uniform(0, 1), "regularize.strength": Uniform(0, 1)}
 

@@ -16,8 +16,9 @@ from cvtune.errors import ConfigError
 from cvtune.history import History
 from cvtune.metrics import classification
 from cvtune.recipe import Recipe, Regularize
+from cvtune.sections import Confirm
 from cvtune.space import LogUniform, Uniform, space
-from cvtune.study import Confirm, Study
+from cvtune.study import Study
 
 SPACE = space({"augment.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1e-1)})
 STUDY = Study(recipe=Recipe(max_epochs=4, seed=3), space=SPACE, confirm=Confirm(top=2, seeds=3))

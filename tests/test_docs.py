@@ -21,7 +21,7 @@ from cvtune.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CLUSTER = (ROOT / "cluster" / "README.md").read_text()
-REFERENCE = (ROOT / "cvtune" / "docs" / "schedulers.md").read_text()
+REFERENCES = [path.read_text() for path in sorted((ROOT / "cvtune" / "docs").glob("*.md"))]
 PINS = (ROOT / "cluster" / "requirements.txt").read_text().splitlines()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ def cvtune_calls(text: str) -> Iterator[list[str]]:
                 yield words[words.index("cvtune.cli") + 1 :]
 
 
-CALLS = [call for text in (README, CLUSTER, REFERENCE) for call in cvtune_calls(text) if call]
+CALLS = [call for text in (README, CLUSTER, *REFERENCES) for call in cvtune_calls(text) if call]
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
@@ -122,7 +122,9 @@ def test_map_was_found() -> None:
     assert len(map_rows()) > 10
 
 
-@pytest.mark.parametrize("document", ["README.md", "SECURITY.md", "cluster/README.md", "cvtune/CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "SECURITY.md", "cluster/README.md", "cvtune/CHANGELOG.md", "cvtune/docs/tracking.md"]
+)
 def test_links_within_the_repository_lead_somewhere(document: str) -> None:
     path = ROOT / document
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text())

@@ -20,8 +20,9 @@ from cvtune.errors import ConfigError
 from cvtune.population import mutate
 from cvtune.recipe import Recipe
 from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
+from cvtune.sections import Budget
 from cvtune.space import Choice, IntUniform, LogUniform, Space, Uniform, When, space
-from cvtune.study import Budget, Study
+from cvtune.study import Study
 
 SPACE = space(
     {"augment.strength": Uniform(0, 1), "regularize.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1)}

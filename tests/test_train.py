@@ -17,7 +17,7 @@ from cvtune.models import Network
 from cvtune.optim import Stepper
 from cvtune.recipe import MUTABLE, Recipe
 from cvtune.regularize import resolve
-from cvtune.study import Source
+from cvtune.sections import Source
 from cvtune.train import NotInForce, Run, predict, score_test, train
 
 SMALL = Recipe().replace(

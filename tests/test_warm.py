@@ -8,8 +8,9 @@ import pytest
 from cvtune.errors import ConfigError
 from cvtune.journal import Journal
 from cvtune.recipe import Recipe
+from cvtune.sections import Source
 from cvtune.space import LogUniform, Uniform, space
-from cvtune.study import Source, Study
+from cvtune.study import Study
 from cvtune.suggest import suggester
 from cvtune.warm import warm_start
 

@@ -18,7 +18,7 @@ from cvtune.data.fingerprint import fingerprint
 from cvtune.data.listing import PARTS, Item, Labels, Pixels
 from cvtune.data.sources import read_source
 from cvtune.recipe import Data
-from cvtune.study import Source
+from cvtune.sections import Source
 
 
 class Images(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cvtune.data.listing import Labelled, Listing, make_listing
-from cvtune.study import Source
+from cvtune.sections import Source
 
 
 def read(source: Source) -> Listing:

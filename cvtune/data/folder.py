@@ -11,7 +11,7 @@ import numpy as np
 
 from cvtune.data.listing import Labelled, Listing, make_listing
 from cvtune.errors import DataError, did_you_mean
-from cvtune.study import Source
+from cvtune.sections import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _PART_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cvtune.errors import DataError
-from cvtune.study import Source
+from cvtune.sections import Source
 
 PARTS = ("train", "val", "test")
 Pixels = npt.NDArray[np.uint8]

@@ -11,7 +11,7 @@ import numpy as np
 from cvtune.data.arrays import checked_parts
 from cvtune.data.listing import PARTS, Listing, make_listing
 from cvtune.errors import DataError
-from cvtune.study import Source
+from cvtune.sections import Source
 
 
 def read(path: Path, source: Source) -> Listing:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cvtune.data import digits, folder, npz, torchvision, user
 from cvtune.data.listing import Listing
-from cvtune.study import TORCHVISION, Source
+from cvtune.sections import TORCHVISION, Source
 
 
 def read_source(source: Source) -> Listing:

@@ -16,7 +16,7 @@ import numpy as np
 from cvtune.data.arrays import checked_parts
 from cvtune.data.listing import Listing, make_listing
 from cvtune.errors import ConfigError, DataError, did_you_mean
-from cvtune.study import TORCHVISION, Source
+from cvtune.sections import TORCHVISION, Source
 
 DEFAULT_FOLDER = "~/.cache/cvtune/data"  # where $CVTUNE_DATA names no other
 

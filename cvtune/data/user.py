@@ -8,7 +8,7 @@ from typing import Any
 from cvtune.data.arrays import checked_parts
 from cvtune.data.listing import PARTS, Listing, make_listing
 from cvtune.errors import DataError, did_you_mean
-from cvtune.study import Source
+from cvtune.sections import Source
 from cvtune.usercode import load_function
 
 

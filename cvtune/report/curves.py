@@ -49,6 +49,33 @@ def schedule_figure(schedule: Mapping[str, Any]) -> go.Figure:
     return _styled(figure, _heading(schedule, trials), rows)
 
 
+def points_figure(points: Sequence[tuple[Any, ...]], axes: tuple[str, str], objective: str) -> go.Figure:
+    """Trials over two axes: what was measured, nothing fitted. Color is the best score, area the epochs trained.
+
+    Args:
+        points: position on each axis, best score, epochs, name of the trial.
+        axes: dotted names.
+        objective: name of the score.
+    """
+    x, y, scores, epochs, names = zip(*points, strict=True)
+    most = max(epochs)
+    told = [f"{n}: {s:.4g} after {e} epochs" for n, s, e in zip(names, scores, epochs, strict=True)]
+    marker = {
+        "color": scores,
+        "colorscale": "Cividis",  # ordered for people with color blindness, too
+        "colorbar": {"title": objective},
+        "size": [6 + 14 * (e / most) ** 0.5 for e in epochs],
+        "line": {"width": 1, "color": INK},
+    }
+    figure = go.Figure(go.Scatter(x=x, y=y, mode="markers", text=told, hoverinfo="text+x+y", marker=marker))
+    figure.update_layout(
+        title=f"{objective} of {len(points)} trials (area: epochs trained)", plot_bgcolor="white", height=520
+    )
+    figure.update_xaxes(title=_titled(axes[0]), gridcolor=GRID, zeroline=False)
+    figure.update_yaxes(title=_titled(axes[1]), gridcolor=GRID, zeroline=False)
+    return figure
+
+
 def write_html(figure: go.Figure, path: Path) -> None:
     """Write a figure as one file that needs nothing else, not even a network (about 5 MB).
 

@@ -14,6 +14,7 @@ from cvtune.augment import FAMILIES, MAPPING_VERSION, Pipeline
 from cvtune.data import cache_folder, open_dataset
 from cvtune.errors import ConfigError
 from cvtune.recipe import Augment
+from cvtune.strips import shorten
 from cvtune.study import Study
 
 MIN_CELL = 96
@@ -21,8 +22,6 @@ MAX_LABEL = 240
 GAP = 6
 TEXT, TITLE, LINE = 16, 18, 28
 INK, PAPER = (30, 30, 30), (255, 255, 255)
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(
@@ -55,7 +54,7 @@ def contact_sheet(
     """
     _check(len(images), len(labels), strengths)
     text, title = ImageFont.load_default(size=TEXT), ImageFont.load_default(size=TITLE)
-    names = [_shorten(label, text) for label in labels]
+    names = [shorten(label, text, MAX_LABEL) for label in labels]
     margin = math.ceil(max(text.getlength(word) for word in [*names, "strength"])) + 2 * GAP
     cell = image_size * max(1, math.ceil(MIN_CELL / image_size))
     step, top, heading = cell + GAP, 2 * LINE + GAP, describe(augment, image_size, fit)
@@ -96,12 +95,6 @@ def _check(images: int, labels: int, strengths: Sequence[float]) -> None:
         )
     if wrong := [s for s in strengths if not 0 <= s <= 1]:
         raise ConfigError(f"strength = {wrong[0]} lies outside [0, 1]: 0 is the identity, 1 the strongest. Correct it.")
-
-
-def _shorten(label: str, font: Font) -> str:
-    if font.getlength(label) <= MAX_LABEL:
-        return label
-    return next(cut for n in range(len(label), -1, -1) if font.getlength(cut := f"{label[:n]}...") <= MAX_LABEL)
 
 
 def draw_preview(study: Study, rows: int, columns: int, seed: int, cache: Path | None) -> Image.Image:

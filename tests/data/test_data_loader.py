@@ -28,7 +28,7 @@ from cvtune.data.loader import (
 )
 from cvtune.pixels import to_square
 from cvtune.recipe import Augment, Data
-from cvtune.study import Source
+from cvtune.sections import Source
 
 LABELS = np.repeat(np.arange(3), [600, 300, 100])
 

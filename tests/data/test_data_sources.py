@@ -14,7 +14,7 @@ from PIL import Image
 
 from cvtune.data import Listing, read_source
 from cvtune.errors import ConfigError, DataError
-from cvtune.study import Source
+from cvtune.sections import Source
 from cvtune.usercode import load_function, source_hash
 
 X = np.arange(12 * 4 * 4, dtype=np.uint16).astype(np.uint8).reshape(12, 4, 4)

@@ -23,7 +23,7 @@ from cvtune.data.build import without
 from cvtune.data.cache import allowance, locked
 from cvtune.errors import ConfigError, DataError
 from cvtune.recipe import Data
-from cvtune.study import Source
+from cvtune.sections import Source
 
 SPAWN = multiprocessing.get_context("spawn")
 DATA = Data(image_size=32)  # kept at 48, which is the height of the photos

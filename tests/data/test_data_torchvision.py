@@ -29,7 +29,8 @@ from cvtune.data.decode import load
 from cvtune.data.fingerprint import fingerprint
 from cvtune.data.torchvision import ROWS, Row, data_folder, find_row, require
 from cvtune.errors import ConfigError, DataError
-from cvtune.study import Source, for_data
+from cvtune.sections import Source
+from cvtune.study import for_data
 
 SHADE = 60  # the images of class k have the value k x SHADE everywhere, so that images tell their labels
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cvtune.report.curves import COLORS, schedule_figure, write_html
+from cvtune.report.curves import COLORS, points_figure, schedule_figure, write_html
 
 
 def schedule(values: dict[str, list[Any]], trials: list[str]) -> dict[str, Any]:
@@ -90,3 +90,15 @@ def test_file_is_whole_and_needs_no_network(tmp_path: Path, name: str) -> None:
     assert '<script src="' not in text and "<link" not in text
     assert json.dumps("optim.warmup_epochs [epochs]") in text
     assert [p.name for p in (tmp_path / name).parent.iterdir()] == ["schedule.html"]
+
+
+def test_trials_over_two_axes_show_their_score_and_how_far_they_were_trained() -> None:
+    points = [(0.1, 0.9, 0.5, 1, "00000"), (0.6, 0.2, 0.8, 9, "00001")]
+    figure = points_figure(points, ("augment.strength", "regularize.strength"), "val_accuracy")
+    (drawn,) = figure.data
+    assert (drawn.x, drawn.y, drawn.marker.color) == ((0.1, 0.6), (0.9, 0.2), (0.5, 0.8))
+    assert drawn.marker.size[1] > drawn.marker.size[0]
+    assert drawn.text[1] == "00001: 0.8 after 9 epochs"
+    assert (
+        figure.layout.xaxis.title.text == "augment.strength" and "val_accuracy of 2 trials" in figure.layout.title.text
+    )

@@ -1,0 +1,110 @@
+"""What a Study says beside its Recipe and Space: where the images are, how much is tried, on what, and who watches."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import field_validator
+
+from cvtune.errors import ConfigError
+from cvtune.recipe import Section, field
+
+TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
+
+
+class Source(Section):
+    source: str = field(
+        "digits",
+        "Where the images are: a folder, an .npz file, digits (embedded), 'torchvision:NAME' (a published set that "
+        "`cvtune fetch` brings), or 'python:module:function'.",
+    )
+    val_share: float = field(0.15, "Share split off for validation where the source has no val part.", gt=0, lt=0.5)
+    test_share: float = field(0.15, "Share split off for the final test where the source has none.", ge=0, lt=0.5)
+    split_seed: int = field(0, "Seed of that split (stratified by class).", ge=0, le=2**62)
+    max_corrupt: float = field(
+        0.01, "Share of unreadable images that is skipped and counted; above it we refuse.", ge=0, le=1
+    )
+
+
+class Budget(Section):
+    trials: int = field(
+        32,
+        "Trials to search with; 0: only confirm `candidates`. Noise trials come on top.",
+        unit="trials",
+        ge=0,
+        le=10**6,
+    )
+    epochs: int | None = field(
+        None, "Epochs of the search, noise trials included; None: no bound.", unit="epochs", ge=1
+    )
+    time_s: float | None = field(
+        None, "Wall-clock time of the search from the start of this run; None: no bound.", unit="s", gt=0
+    )
+    gpu_hours: float | None = field(
+        None, "GPU time of the search, CPU time where trials have no GPU; None: no bound.", unit="h", gt=0
+    )
+    until_noise: bool = field(
+        False, "End the search once the expected improvement over the best score falls below the noise floor."
+    )
+
+
+class Resources(Section):
+    cpu: float = field(1, "CPU cores of one trial.", unit="cores", gt=0, le=1024)
+    gpu: float | None = field(None, "GPUs of one trial; None: 1 where the cluster has any, else 0.", ge=0, le=1)
+    max_concurrent: int | None = field(None, "Most trials at once; None: as many as fit.", unit="trials", ge=1)
+    wait_s: float = field(
+        0, "Time to wait for a node that can hold a trial, where a study begins before its nodes.", unit="s", ge=0
+    )
+    cache_gb: float | None = field(
+        None, "Most disk that decoded images may take; None: half of what is free.", unit="GB", ge=0
+    )
+    hang_s: float = field(
+        1800,
+        "Time without progress (a batch, a batch of the evaluation, a checkpoint) after which a trial's process is "
+        "ended; it is taken up again once.",
+        unit="s",
+        ge=1,
+    )
+    retries: int = field(3, "Times that a trial is taken up again after its process or node was lost.", ge=0, le=1000)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_gb` in bytes."""
+        return None if self.cache_gb is None else int(self.cache_gb * 1e9)
+
+
+class Confirm(Section):
+    top: int = field(2, "Best recipes that are trained again with fresh seeds after the search; 0: none.", ge=0, le=100)
+    seeds: int = field(3, "Fresh seeds for each of them.", ge=2, le=100)
+
+
+class Tracking(Section):
+    mode: Literal["auto", "online", "offline", "off"] = field(
+        "auto",
+        "Weights & Biases: online; offline (W&B's own files, in the study's folder); off; auto: online where a key is "
+        "configured, else off.",
+    )
+    project: str = field("cvtune", "W&B project that the study's runs belong to.")
+    entity: str | None = field(None, "W&B team or user that owns the project; None: the key's own default.")
+    private: bool = field(
+        False, "Whether nothing about single images may leave: no media, no table of errors, no predictions."
+    )
+    strip: int = field(
+        8,
+        "Validation images whose predictions are drawn as a strip at each report (see `strips.py`); 0: none.",
+        unit="images",
+        ge=0,
+        le=32,
+    )
+    wait_s: float = field(60, "Most time to wait for W&B once everything else is done.", unit="s", ge=0, le=86400)
+
+    @field_validator("project", "entity")
+    @classmethod
+    def _plain_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", value):
+            raise ConfigError(
+                f"{value!r} cannot name a project or team of W&B. Use letters, digits, '.', '_' and '-', at most 128; "
+                "the team stands in tracking.entity, the project in tracking.project."
+            )
+        return value

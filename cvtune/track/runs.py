@@ -1,0 +1,171 @@
+"""What W&B is told of a study's trials, as plain values: runs, rows, summaries. Nothing here knows W&B's client."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cvtune import strips
+from cvtune.epoch import METRICS
+from cvtune.history import FAILED, History, TrialRecord
+from cvtune.noise import FINISHED
+from cvtune.recipe import Recipe, Value
+from cvtune.schedulers import ASHA, PB2, PBT, HyperBand, Median
+from cvtune.study import Study
+
+LARGE = 500  # trials; of a study that may have more, only those past the first rung get a run of their own
+EFFECTIVE = "effective/"  # begins the name of a metric that is a value of the recipe, where these change in training
+STUDY = "study"  # key and job type of the run that stands for the study itself
+MESSAGE = 500  # characters of an error's text
+
+State = Literal["finished", "failed", "preempted"]
+SHORT = {"augment.strength": "aug", "regularize.strength": "reg", "optim.lr": "lr"}
+NAME = 100  # characters
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it begins. The same trial of the same study always has the same `id`."""
+
+    key: str  # the trial, or STUDY
+    id: str
+    name: str
+    group: str
+    job_type: str  # trial, confirm or study
+    tags: tuple[str, ...]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one report adds to a run's history. `strip`: a picture of single images, if there is one that may leave."""
+
+    step: int
+    values: dict[str, Any]
+    strip: Path | None = None
+
+
+def run_id(study: Study, provenance: Mapping[str, Any], key: str) -> str:
+    """16 hex digits that depend on the study, when it was begun, and the trial: a retry or a resume is the same run."""
+    text = "\n".join((study.name, repr(provenance.get("created", "")), key))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def tags(study: Study, provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Scheduler, data fingerprint and git commit, the latter two shortened."""
+    data, commit = provenance.get("data_fingerprint"), provenance.get("git_commit")
+    found = [study.scheduler.name, data and f"data:{str(data)[:12]}", commit and f"git:{str(commit)[:10]}"]
+    return tuple(tag for tag in found if tag)
+
+
+def of_trial(study: Study, provenance: Mapping[str, Any], record: TrialRecord) -> Run:
+    """The run of one trial. Its config is the recipe in its sections, so that W&B shows our dotted names."""
+    about: dict[str, Any] = {"study": study.name, "trial": record.trial, "role": record.role, "label": record.label}
+    return Run(
+        key=record.trial,
+        id=run_id(study, provenance, record.trial),
+        name=name(record),
+        group=study.name,
+        job_type="confirm" if record.role == "confirm" else "trial",
+        tags=(*tags(study, provenance), record.role),
+        config=about | record.recipe.model_dump(mode="json"),
+    )
+
+
+def name(record: TrialRecord) -> str:
+    """A name to read, such as "00012 aug 0.64 reg 0.27 lr 0.001", or "00035 confirm 00012"."""
+    if record.role in ("confirm", "noise"):
+        return " ".join(filter(None, (record.trial, record.role, record.label)))
+    values = [f"{SHORT.get(key, key.rpartition('.')[2])} {_brief(value)}" for key, value in record.values.items()]
+    return " ".join([record.trial, *(["control"] if record.role == "control" else []), *values])[:NAME]
+
+
+def rows(study: Study, record: TrialRecord, folder: Path, after: int = 0) -> Iterator[Row]:
+    """The reports of a trial past step `after`, each with all its metrics; those that are no number are left out.
+
+    Strips are looked for in the study's `folder`.
+    """
+    names = changing(study, record.recipe)
+    pictures = {} if study.tracking.private else strips.of_trial(folder / "trials" / record.trial)
+    for event in record.epochs:
+        if event["step"] <= after:
+            continue
+        values = {metric: event[metric] for metric in METRICS if metric != "step" and event[metric] is not None}
+        values |= {"attempt": event["attempt"], "segment": event["segment"]}
+        now = record.recipe_at(event["step"]).at(event["epoch"] - 1).flat() if names else {}
+        values |= {f"{EFFECTIVE}{n}": now[n] for n in names if now[n] is not None}
+        yield Row(event["step"], values, pictures.get(event["step"]))
+
+
+def changing(study: Study, recipe: Recipe) -> tuple[str, ...]:
+    """The values of a recipe that may change while it trains: what a population searches, and `changes`."""
+    searched = study.space.domains if isinstance(study.scheduler, PBT | PB2) else ()
+    return tuple(dict.fromkeys([*searched, *(key for _, values in recipe.changes for key in values)]))
+
+
+def summary(study: Study, record: TrialRecord) -> dict[str, Any]:
+    """Why a trial ended, what it cost and how good it was; named like the columns of the table `trials`."""
+    sign = 1 if study.better == "max" else -1
+    scored = [e for e in record.epochs if e[study.objective] is not None]
+    best = max(scored, key=lambda e: sign * e[study.objective]) if scored else None
+    found: dict[str, Any] = {
+        "reason": record.reason,
+        "message": record.message[:MESSAGE],
+        "epochs": len(record.epochs),
+        "attempts": record.attempt,
+        "exploits": len(record.exploits),
+        "total_seconds": float(sum(e["seconds"] or 0.0 for e in record.epochs)),
+        "best": best and best[study.objective],
+        "best_step": best and best["step"],
+        "last": record.epochs[-1][study.objective] if record.epochs else None,
+    }
+    if best:  # W&B keeps the best of the reports that it saw since a run was resumed
+        found[study.objective] = {study.better: best[study.objective]}
+    tested = {key: value for key, value in (record.test or {}).items() if key.startswith("test_")}
+    return {k: v for k, v in (found | tested).items() if v is not None and not _is_nan(v)}
+
+
+def state(record: TrialRecord) -> State:
+    """How the run of a trial ends. One that ASHA stopped has finished; one that is not over was preempted."""
+    if record.reason is None:
+        return "preempted"
+    return "failed" if record.reason in FAILED else "finished"
+
+
+def is_settled(study: Study, record: TrialRecord) -> bool:
+    """Whether nothing more is expected of a trial: it is over, and tested if the confirmation will test it."""
+    tested_later = record.role in ("noise", "confirm") and bool(study.confirm.top or study.candidates)
+    return record.reason is not None and not (tested_later and record.reason in FINISHED and record.test is None)
+
+
+def is_large(study: Study, history: History) -> bool:
+    """Whether the study has, or by its budget may come to, more than `LARGE` trials."""
+    planned = min(study.budget.trials, study.budget.epochs or study.budget.trials)
+    return max(planned, len(history.trials)) > LARGE
+
+
+def first_rung(study: Study) -> int:
+    """Epochs that every trial gets before the scheduler may stop it; 0 for one that stops none."""
+    if isinstance(study.scheduler, ASHA | Median):
+        return study.scheduler.grace_epochs
+    return 1 if isinstance(study.scheduler, HyperBand) else 0
+
+
+def has_run(study: Study, record: TrialRecord, large: bool) -> bool:
+    """Whether a trial gets a run of its own: always, but in a large study only past the first rung.
+
+    All trials, these among them, are rows of the table on the study's run. Noise and confirming trials have a run.
+    """
+    return not large or record.role in ("noise", "confirm") or record.steps > first_rung(study)
+
+
+def _brief(value: Value) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,145 @@
+"""A stand-in for W&B's server on the loopback: keeps what the real client sends, and misbehaves when told to.
+
+It speaks what `wandb` 0.31 asks for in a run with artifacts; see `wandb_answers`. In the file stream the client says at
+which line its lines begin: a line that is sent again replaces the old one, and a run that is resumed is told how many
+lines there are. A client that counts on neither loses or doubles rows here as it would there.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.tracking.wandb_answers import Answers, Artifact, Run
+
+MOODS = ("fine", "refuse", "silent", "500", "429", "401", "slow")
+LIMITS = {"Retry-After": "1", "RateLimit-Remaining": "0", "RateLimit-Reset": "1"}  # beside status 429
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came, and the status that it was answered with (0: no answer)."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    status: int
+
+
+class WandbServer:
+    """Requests, runs and artifacts that it was given. `mood`, one of MOODS, says how it answers."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self.mood, self.only, self.slow_s = key, "fine", "", 2.0
+        self.requests: list[Request] = []
+        self._changed = threading.Event()
+        self._http = self._listen(0)
+        self.port: int = self._http.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.answers = Answers(self.url)
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        return self.answers.runs
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """The committed versions."""
+        return [item for item in self.answers.artifacts.values() if item.state == "COMMITTED"]
+
+    def behave(self, mood: str, only: str = "") -> None:
+        """Answer like this from now on, where `only` is in the path; a client that was kept waiting is cut off."""
+        assert mood in MOODS and not (mood == "refuse" and only)
+        before, self.mood, self.only = self.mood, mood, only
+        if mood == "refuse" != before:
+            self.close()
+        if before == "refuse" != mood:
+            self._http = self._listen(self.port)
+        self._changed.set()
+        self._changed = threading.Event()
+
+    def close(self) -> None:
+        """Stop listening: connections are refused."""
+        self._http.shutdown()
+        self._http.server_close()
+        self._changed.set()
+
+    def respond(self, method: str, path: str, authorization: str, body: bytes) -> tuple[int, dict[str, Any] | bytes]:
+        """Status and content by mood. Status 0: close the connection without an answer."""
+        mood = self.mood if self.only in path else "fine"
+        if mood == "slow":
+            time.sleep(self.slow_s)
+        elif mood == "silent":
+            self._changed.wait()
+        if mood in ("silent", "refuse"):
+            return 0, b""
+        if mood.isdecimal():
+            return int(mood), {"error": f"the stand-in is told to answer {mood}"}
+        scheme, _, given = authorization.partition(" ")
+        known = scheme == "Basic" and base64.b64decode(given) == f"api:{self.key}".encode()
+        if not known and not path.startswith(("/storage/", "/sdk/otel/")):
+            return 401, {"error": "wrong key"}
+        return self.answers.to(method, path, body)
+
+    def _listen(self, port: int) -> ThreadingHTTPServer:
+        http = _Quiet(("127.0.0.1", port), type("Handler", (_Handler,), {"wandb": self}))
+        threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+        return http
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is killed resets its connections: no error of ours, unlike everything else."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # the client keeps its connections
+    wandb: WandbServer
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        status, content = self.wandb.respond(self.command, self.path, self.headers.get("Authorization", ""), body)
+        self.wandb.requests.append(Request(self.command, self.path, dict(self.headers), body, status))
+        if not status:
+            self.close_connection = True
+            return
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        with suppress(ConnectionError):  # the client may be gone: that is what some tests are about
+            self.send_response(status)
+            for name, value in (LIMITS if status == 429 else {}).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    do_PUT = do_GET = do_POST  # noqa: N815
+
+
+@contextmanager
+def wandb_server(key: str) -> Iterator[WandbServer]:
+    """A server in good mood that knows this API key."""
+    server = WandbServer(key)
+    try:
+        yield server
+    finally:
+        if server.mood != "refuse":
+            server.close()
