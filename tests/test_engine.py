@@ -237,7 +237,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (None, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param(None, 75, marks=pytest.mark.long),  # by `cvtune stop`
+    ],
+)
 def test_an_ended_driver_is_taken_up_again_and_decides_the_same(
     tmp_path: Path, uninterrupted: Path, number: signal.Signals | None, code: int
 ) -> None:
@@ -268,7 +275,7 @@ def rows(study: Path) -> list[tuple[float, ...]]:
     return sorted(tuple(row.values()) for row in table.to_pylist())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_is_retried_from_its_checkpoint_and_two_drivers_exclude_each_other(tmp_path: Path) -> None:
     driver = start("--set", "budget.trials=2", "--set", "max_epochs=20", "--set", "scheduler.name=fifo", tmp=tmp_path)
     wait_for_epochs(tmp_path, 6)

@@ -87,7 +87,7 @@ def storage(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_runs_to_its_end_and_keeps_its_word(storage: Path, kind: str) -> None:
     history = check(storage / kind, 0)
@@ -105,7 +105,7 @@ REASONS_OF = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["asha", "hyperband", "median", "pbt", "pb2"])
 def test_its_decisions_are_in_the_table_with_the_numbers_compared(storage: Path, kind: str) -> None:
     rows = pq.read_table(storage / kind / "tables" / "decisions.parquet").to_pylist()
@@ -116,7 +116,7 @@ def test_its_decisions_are_in_the_table_with_the_numbers_compared(storage: Path,
         assert all(row["donor"] and json.loads(row["values"]) for row in decided)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["pbt", "pb2"])
 def test_a_population_says_what_was_in_force_and_leaves_a_schedule(storage: Path, kind: str) -> None:
     """The rate that the optimizer used and the dropout that the model had follow each exploit, within the domain."""

@@ -85,7 +85,7 @@ def decisions(study: Path) -> list[tuple[object, ...]]:
     return [row for row in rows(study, "decisions", DECIDED) if "retry" not in row]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("which", KILLS)
 def test_a_study_whose_driver_is_killed_again_and_again_is_the_same_study(tmp_path: Path, which: str) -> None:
     (tmp_path / "whole").mkdir()

@@ -93,7 +93,7 @@ def test_own_code_runs(tmp_path: Path) -> None:
     check_tables(run("own_code", tmp_path, "budget.trials=3", "max_epochs=1", "confirm.top=0"), trials=3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_schedule_of_a_population_is_replayed_against_the_best_constant_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,7 +155,7 @@ def wait_until(submission: Submission, reached: Callable[[], bool]) -> None:
         time.sleep(0.3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_job_runs_on_the_cluster_with_its_token_and_its_neighbors(story: Story) -> None:
     """RAY_ADDRESS, which the job server sets, led to that head; own_names.py was there to import."""
     assert "Job 'cvtune-digits-job' submitted successfully" in story.first
@@ -164,14 +164,14 @@ def test_the_job_runs_on_the_cluster_with_its_token_and_its_neighbors(story: Sto
     assert TOKEN not in story.first + story.second + story.third
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_submission_follows_the_first(story: Story) -> None:
     assert re.search(r"this study is job cvtune-digits-job already \((PENDING|RUNNING)\); following", story.second)
     assert "submitted successfully" not in story.second
     assert "epoch 1/500" in story.second and "interrupted; the same command again" in story.second
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_job_stop_ends_the_study_in_good_order(story: Story, cluster: Cluster) -> None:
     """cvtune says its last word before it exits with 75; Ray, told to wait, had nothing to kill."""
     job = cluster.ask("cvtune-digits-job", TOKEN)
@@ -184,7 +184,7 @@ def test_ray_job_stop_ends_the_study_in_good_order(story: Story, cluster: Cluste
     assert (story.folder / "tables" / "epochs.parquet").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_command_takes_it_up_under_a_new_id(story: Story) -> None:
     assert story.third_code == 0 and "Job 'cvtune-digits-job~2' succeeded" in story.third, story.third
     history = histories.load(story.folder)
@@ -195,7 +195,7 @@ def test_the_same_command_takes_it_up_under_a_new_id(story: Story) -> None:
     assert owner is not None and owner["term"] == 2 and owner["released"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wrong_token_is_refused(story: Story, cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("f" * 48)
     wrong = Cluster({**cluster.environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "wrong")}, cluster.work, cluster.logs)

@@ -34,7 +34,7 @@ from tests.tracking.delivery import (
 )
 from tests.tracking.wandb_server import WandbServer, wandb_server
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
