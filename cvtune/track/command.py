@@ -18,7 +18,7 @@ from cvtune.track.client import end_service
 from cvtune.track.study_run import Material
 from cvtune.track.syncer import TRY, BeginAnew, Syncer
 
-PRIORITY = 10  # niceness, which W&B's service inherits
+PRIORITY = 19  # niceness, which W&B's service inherits: behind the trials, which Ray starts at 15
 
 
 class _Stopped(BaseException):

@@ -1,11 +1,13 @@
 """What tracking costs: CPU of our syncer and of Ray's WandbLoggerCallback on the same results; training time beside it.
 
     uv run python tests/bench/tracking_cost.py --trials 24 --reports 9 --rounds 2
-    uv run python tests/bench/tracking_cost.py --train workflows/quickstart.py --rounds 2
+    PYTHONPATH=. uv run python tests/bench/tracking_cost.py --train workflows/quickstart.py --rounds 2
 
 The first line replays one journal with W&B offline: `cvtune` is the whole syncer, from its start to its end; `callback`
 is Ray with the callback, `ray` the same program without it, so that the difference is what the callback costs. The
-second trains a study with tracking off and offline. Order A B B A. All processes of a side count, W&B's own included.
+second trains the same epochs with tracking off, offline, and online with servers in several moods (see
+`tests/tracking/wandb_server.py`), and compares the seconds that the epochs took. Order A B B A. All processes of a side
+count, W&B's own included.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from cvtune.sections import Budget, Tracking
 from cvtune.space import LogUniform, Uniform, space
 from cvtune.study import Study
 
+MOODS = ("off", "offline", "fine", "silent", "500", "429", "401", "slow")
+SIZE = ("budget.trials=8", "max_epochs=9", "data.image_size=24")
 SLOTS = 2  # trials that report in turns, as they would on two cores
 
 
@@ -115,15 +119,28 @@ def side(name: str, trials: int, reports: int) -> Usage:
     return usage
 
 
-def train(workflow: str, mode: str) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of a study with this mode of tracking."""
-    with tempfile.TemporaryDirectory(prefix="cost", dir="/tmp") as folder:
-        line = [sys.executable, "-m", "cvtune.cli", "run", workflow, "--set", f"tracking.mode={mode}"]
+def train(workflow: str, how: str) -> tuple[float, float]:
+    """Seconds that the epochs took, summed over the trials, and CPU seconds in all, tracked like this.
+
+    Args:
+        how: off, offline, or the mood of a server.
+    """
+    from tests.tracking.wandb_server import wandb_server
+
+    mode = how if how in ("off", "offline") else "online"
+    # Nothing is stopped and nothing confirmed: each side trains the same epochs.
+    fixed = ["scheduler.name=fifo", "noise_seeds=0", "confirm.top=0", f"tracking.mode={mode}", "tracking.wait_s=20"]
+    with tempfile.TemporaryDirectory(prefix="cost", dir="/tmp") as folder, wandb_server("k" * 40) as server:
+        server.behave("fine" if mode == how else how)
+        line = [sys.executable, "-m", "cvtune.cli", "run", workflow, "--name", "cost"]
+        line += [part for setting in (*SIZE, *fixed) for part in ("--set", setting)]
         places = ["--storage", f"{folder}/studies", "--cache", f"{folder}/cache"]
-        usage = measure([*line, *places], Path(folder) / "log", os.environ)
+        environ = {**os.environ, "WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": server.url}
+        usage = measure([*line, *places], Path(folder) / "log", environ)
         if usage.returncode:
             raise SystemExit((Path(folder) / "log").read_text())
-    return usage.wall_s, usage.cpu_s
+        trials = history.load(Path(folder) / "studies" / "cost").trials.values()
+    return sum(event["seconds"] for record in trials for event in record.epochs), usage.cpu_s
 
 
 def main() -> None:
@@ -132,13 +149,14 @@ def main() -> None:
     parser.add_argument("--reports", type=int, default=9)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--train", metavar="WORKFLOW", help="measure training time beside tracking instead")
+    parser.add_argument("--moods", nargs="*", default=MOODS, help="with --train: what is compared with the first")
     parser.add_argument("--replay", type=Path, help="what one side does: a study to replay")
     parser.add_argument("--callback", action="store_true", help="with --replay: through the callback")
     given = parser.parse_args()
     if given.replay:
         replay(given.replay, given.callback)
         return
-    sides = ("off", "offline") if given.train else ("cvtune", "ray", "callback")
+    sides = given.moods if given.train else ("cvtune", "ray", "callback")
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     wall: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(given.rounds):
@@ -153,8 +171,10 @@ def main() -> None:
             print(f"{name}: {used:.1f} s of CPU, {took:.1f} s", flush=True)
     used = {name: statistics.median(values) for name, values in cpu.items()}
     if given.train:
-        longer = statistics.median(wall["offline"]) / statistics.median(wall["off"]) - 1
-        print(f"offline: {longer:+.1%} of time, {used['offline'] - used['off']:+.1f} s of CPU")
+        first = sides[0]
+        for name in sides[1:]:
+            longer = statistics.median(wall[name]) / statistics.median(wall[first]) - 1
+            print(f"{name}: {longer:+.1%} of the epochs' time, {used[name] - used[first]:+.1f} s of CPU")
         return
     theirs = (used["callback"] - used["ray"]) / given.trials
     print(f"cvtune: {used['cvtune']:.1f} s for {given.trials} trials, {used['cvtune'] / given.trials:.2f} s per trial")
