@@ -118,8 +118,8 @@ def check(study: Path, runs: list[Told]) -> None:
                 assert told_row.get(metric) == (None if value is None or math.isnan(value) else value), metric
             strip = study / "trials" / run.trial / str(report["attempt"]) / "media" / f"{report['step']}.png"
             digest = hashlib.sha256(strip.read_bytes()).hexdigest()
-            assert told_row["predictions"]["sha256"] == digest
-            shown = run.folder / "files" / told_row["predictions"]["path"]
+            assert told_row["predictions/sha256"] == digest
+            shown = run.folder / "files" / told_row["predictions/path"]
             assert hashlib.sha256(shown.read_bytes()).hexdigest() == digest
         for key in ("reason", "epochs", "attempts", "best", "best_step", "last", "test_accuracy", "test_loss"):
             assert run.summary.get(key) == row[key], (run.trial, key)
