@@ -328,19 +328,20 @@ def test_a_signal_removes_what_is_half_there(server: Server, home: Path, number:
 
 
 @pytest.mark.slow
-def test_run_says_what_is_missing_then_fetch_then_run(server: Server, home: Path) -> None:
+def test_run_says_what_is_missing_then_fetch_then_run(
+    server: Server, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = [
         *("max_epochs=1", "data.image_size=16", "model.width=4", "noise_seeds=0", "confirm.top=0"),
         *("budget.trials=1", "name=it"),
     ]
     quick = [part for setting in settings for part in ("--set", setting)]
     run = ["run", FASHION, *quick, "--storage", str(home / "studies"), "--cache", str(home / "cache")]
-    started = time.monotonic()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # exit code 4, were Ray asked for before the data
     done = cli(*run, cwd=home)
-    seconds = time.monotonic() - started
+    monkeypatch.delenv("RAY_ADDRESS")
     assert done.returncode == 3, done.stderr
     assert "cvtune fetch TARGET" in done.stderr and str(home / "data") in done.stderr
-    assert seconds < 10  # Ray alone would take longer
     assert not (home / "studies" / "it").exists() and not (home / "data").exists()
 
     patched = {"resources": publish_fashion(server), "mirrors": [server.url()]}
