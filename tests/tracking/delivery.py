@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import socket
@@ -76,6 +77,7 @@ def assert_delivered(folder: Path, server: WandbServer) -> None:
     assert runs.keys() == {name for name, record in history.trials.items() if record.epochs or record.reason}
     for name, run in runs.items():
         assert_told(history.trials[name], run, definition.objective, definition.better)
+        assert_shown(history.trials[name], run, folder / "trials" / name)
         assert run.asked["groupName"] == definition.name and run.project == definition.tracking.project
     assert_study_told(history, study_run(server), definition.name)
     assert not server.answers.unknown
@@ -100,6 +102,14 @@ def assert_told(record: TrialRecord, run: Run, objective: str, better: str) -> N
     scores = [event[objective] for event in record.epochs if event[objective] is not None]
     if scores:
         assert run.summary[objective] == {better: {"max": max, "min": min}[better](scores)}, record.trial
+
+
+def assert_shown(record: TrialRecord, run: Run, trial: Path) -> None:
+    """Each report has its strip, and the server has the picture."""
+    for row, event in zip(run.rows, record.epochs, strict=True):
+        strip = (trial / str(event["attempt"]) / "media" / f"{event['step']}.png").read_bytes()
+        assert row["predictions"]["sha256"] == hashlib.sha256(strip).hexdigest()
+        assert run.files.get(row["predictions"]["path"]) == strip, (record.trial, event["step"])
 
 
 def told_state(record: TrialRecord) -> str:
@@ -129,7 +139,7 @@ def history_posts(server: WandbServer) -> int:
 
 
 def assert_clean(server: WandbServer, folder: Path) -> None:
-    """The key is in the Authorization header only; no host, path, package list, code, console or image left.
+    """The key is in the Authorization header only; no host, path, package list, code, console or image but strips left.
 
     `study.json` and the tables may name the user's command and a trial's node: that belongs to what is told.
     """
@@ -147,4 +157,6 @@ def assert_clean(server: WandbServer, folder: Path) -> None:
         assert set(run.streams) <= {"wandb-history.jsonl", "wandb-summary.json"}, "console or system metrics"
         names = {name for name in run.files if not name.startswith("media/")}
         assert names <= {"wandb-summary.json", "config.yaml"}, names
-        assert not [name for name in run.files if name.endswith((".png", ".jpg", ".py", ".patch"))]
+        pictures = [name for name in run.files if name.endswith((".png", ".jpg"))]
+        assert all(name.startswith("media/images/predictions_") for name in pictures), pictures
+        assert not [name for name in run.files if name.endswith((".py", ".patch"))]
