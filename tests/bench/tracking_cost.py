@@ -1,5 +1,7 @@
 """What tracking costs: CPU of our syncer and of Ray's WandbLoggerCallback on the same results; training time beside it.
 
+Ours sends a picture with each report, the callback none.
+
     uv run python tests/bench/tracking_cost.py --trials 24 --reports 9 --rounds 2
     PYTHONPATH=. uv run python tests/bench/tracking_cost.py --train workflows/quickstart.py --rounds 2
 
@@ -21,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from meter import Usage, measure
 
-from cvtune import history
+from cvtune import history, strips
 from cvtune.epoch import METRICS
 from cvtune.journal import Journal
 from cvtune.recipe import Recipe
@@ -47,15 +50,21 @@ def write(folder: Path, trials: int, reports: int) -> None:
     )
     (folder / "journal").mkdir(parents=True)
     (folder / "study.json").write_text(study.to_json({"created": 1.0, "data_fingerprint": "0" * 16}))
+    noise = np.random.default_rng(0)
+    pixels = noise.integers(0, 256, (8, 64, 64, 3), np.uint8)
+    strip = strips.draw(pixels, np.arange(8), noise.dirichlet(np.ones(8), 8).astype(np.float32), list("abcdefgh"))
     journal = Journal(folder / "journal" / "0001.jsonl")
     for index in range(trials):
         name, values = f"{index:05d}", {"augment.strength": index / trials, "optim.lr": 1e-3}
         trial = {"trial": name, "index": index, "number": index, "role": "search", "label": "", "values": values}
         recipe = study.trial(index, values).model_dump(mode="json", exclude_defaults=True)
         journal.append("trial", {**trial, "recipe": recipe, "waiting": False})
+        media = folder / "trials" / name / "1" / "media"
+        media.parent.mkdir(parents=True)
         for step in range(1, reports + 1):
             numbers = dict.fromkeys(METRICS, (index + step) / (trials + reports)) | {"step": step, "epoch": step}
             event = {"trial": name, "attempt": 1, "segment": 0, **numbers, "answer": "go", "acts": [], "message": ""}
+            strips.save(media, step, strip)
             journal.append("epoch", event | {"reason": "completed" if step == reports else None})
     journal.close()
 
