@@ -116,15 +116,15 @@ class TrialActor(tune.Trainable):
             yield numbers
         for epoch in train(run, stop=self._pulse.stop):
             print(_line(epoch))
+            try:  # before the checkpoint: an attempt that takes this up reports what it finds, and draws no more
+                draw_strip(run, config["strip"], self._place / "media")
+            except OSError as error:
+                print(f"no strip of step {epoch.step}: {error}")
             place = self._place / "checkpoints" / str(epoch.step)
             try:
                 checkpoint.save(place, run.state_dict(), epoch.numbers())
             except OSError as error:  # a full disk costs a retry some epochs; it must not cost the trial
                 print(f"checkpoint {place} not saved: {error}")
-            try:
-                draw_strip(run, config["strip"], self._place / "media")
-            except OSError as error:
-                print(f"no strip of step {epoch.step}: {error}")
             self._pulse.beat()
             yield epoch.numbers()
 

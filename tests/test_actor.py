@@ -86,6 +86,18 @@ def test_each_report_leaves_a_strip_of_the_same_images_and_a_full_disk_costs_onl
     assert "no strip of step 2" in (media.parent / "log.txt").read_text()
 
 
+def test_who_finds_a_checkpoint_finds_its_strip(actor: TrialActor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver may end at any moment; the next attempt repeats the lost report and draws nothing."""
+    saved = checkpoint.save
+
+    def save(place: Path, *arguments: Any) -> None:
+        assert (place.parent.parent / "media" / f"{place.name}.png").is_file()
+        saved(place, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert actor.step()["step"] == 1
+
+
 def test_no_strip_is_drawn_where_none_is_wanted(actor: TrialActor, config: dict[str, Any]) -> None:
     actor.reset_config({**config, "strip": 0})
     assert actor.step()["step"] == 1

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cvtune import study
+from cvtune import strips, study
 from cvtune.epoch import METRICS
 from cvtune.history import FAILED, History, TrialRecord, load
 from tests.tracking.wandb_answers import Run
@@ -106,8 +106,9 @@ def assert_told(record: TrialRecord, run: Run, objective: str, better: str) -> N
 
 def assert_shown(record: TrialRecord, run: Run, trial: Path) -> None:
     """Each report has its strip, and the server has the picture."""
+    pictures = strips.of_trial(trial)
     for row, event in zip(run.rows, record.epochs, strict=True):
-        strip = (trial / str(event["attempt"]) / "media" / f"{event['step']}.png").read_bytes()
+        strip = pictures[event["step"]].read_bytes()
         assert row["predictions"]["sha256"] == hashlib.sha256(strip).hexdigest()
         assert run.files.get(row["predictions"]["path"]) == strip, (record.trial, event["step"])
 
