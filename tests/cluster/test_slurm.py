@@ -141,7 +141,7 @@ def settings(values: dict[str, object]) -> tuple[str, ...]:
 
 
 def no_traces(jobs: Jobs) -> None:
-    """After its end a job has left neither token nor temporary folder."""
+    """After its end a job has left neither token nor temporary folder, nor has any job of this rig before it."""
     assert not list(jobs.studies.glob(".slurm/*/token"))
     assert not [path for node in NODES for path in (jobs.rig.root / f"{node}.tmp").glob("*/cvtune-*")]
 
@@ -255,10 +255,11 @@ def test_a_preempted_job_resumes_and_outlives_the_loss_of_a_node(rig: Rig, jobs:
     try:
         jobs.completes(job, 400)
     finally:
-        rig.start_daemon(lost)
+        rig.boot(lost)
     check(jobs.studies / "own", returncode=0)
     assert len(jobs.epochs("own")) == 60
     assert rig.show(job, "Restarts") == "1"  # trials went on elsewhere
+    no_traces(jobs)
 
 
 def test_a_node_whose_network_was_cut_comes_back(rig: Rig, jobs: Jobs) -> None:

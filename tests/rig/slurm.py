@@ -159,6 +159,12 @@ class Rig:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), 9)
 
+    def boot(self, node: str) -> None:
+        """Power is back after `kill_node`: the node's own disk is empty, as a cluster's node-local one is, and it answers."""
+        for left in (self.root / f"{node}.tmp").iterdir():
+            shutil.rmtree(left)
+        self.start_daemon(node)
+
     def cut(self, node: str) -> None:
         _do("ip", "link", "set", _cable(node), "down")
 
