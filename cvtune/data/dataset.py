@@ -15,7 +15,7 @@ from cvtune.data.build import Plan, Scan, build, check_corrupt, without
 from cvtune.data.cache import allowance, cache_folder, locked
 from cvtune.data.decode import Fit, load, resize_keep
 from cvtune.data.fingerprint import fingerprint
-from cvtune.data.listing import PARTS, Item, Labels, Pixels
+from cvtune.data.listing import PARTS, Item, Labels, Pixels, Tags, Task
 from cvtune.data.sources import read_source
 from cvtune.recipe import Data
 from cvtune.sections import Source
@@ -31,10 +31,14 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """Images and their labels, in the same order."""
+    """Images and what is known of each, in the same order; see `listing.Labelled`."""
 
     images: Images
     labels: Labels  # int64 (N,)
+    tags: Tags | None = None  # float32 (N, K)
+    masks: Images | None = None  # each uint8 (h, w), of the size of its image
+    groups: Labels | None = None  # int64 (N,)
+    weights: Tags | None = None  # float32 (N,)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Dataset:
     corrupt: tuple[str, ...]  # images that were skipped: 'name: reason'
     notices: tuple[str, ...]  # for the user, one line each
     store: Path | None  # for `open_store` in other processes; None: images are decoded at each access
+    task: Task = "classify"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +17,42 @@ from cvtune.sections import Source
 PARTS = ("train", "val", "test")
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+Tags = npt.NDArray[np.float32]
 Item = Path | Pixels  # an image file, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); see decode.load
+Task = Literal["classify", "multilabel", "segment"]
+IGNORE = 255  # in a mask: a pixel that is neither trained on nor scored
 
 
 class Labelled(NamedTuple):
-    """One part: N items and their labels, int64 (N,)."""
+    """One part: N items and what is known of each, in the same order.
+
+    Attributes:
+        labels: int64 (N,), the class of each image. Of images with several labels, or with a mask, the class that is
+            rarest in the part: what splits are stratified and `data.oversample` balances by.
+        tags: float32 (N, K) in 0..1, what is said of each class, NaN where nothing is: labels of the task
+            "multilabel", or soft ones of "classify" (rows of sum 1). None: `labels` say it all.
+        masks: of the task "segment": an index image uint8 (H, W) per image, of its size; `IGNORE` where not labelled.
+        groups: int64 (N,), images with the same number belong together (a patient, a scene) and share a part.
+        weights: float32 (N,), factor on the loss of each image. None: 1.
+    """
 
     items: Sequence[Item]
     labels: Labels
+    tags: Tags | None = None
+    masks: Sequence[Item] | None = None
+    groups: Labels | None = None
+    weights: Tags | None = None
 
     def take(self, rows: npt.NDArray[np.int64]) -> Labelled:
-        """The items at `rows`, int64 (M,), and their labels."""
-        return Labelled([self.items[i] for i in rows], self.labels[rows])
+        """What is at `rows`, int64 (M,)."""
+        return Labelled(
+            [self.items[i] for i in rows],
+            self.labels[rows],
+            None if self.tags is None else self.tags[rows],
+            None if self.masks is None else [self.masks[i] for i in rows],
+            None if self.groups is None else self.groups[rows],
+            None if self.weights is None else self.weights[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -39,6 +63,7 @@ class Listing:
     parts: Mapping[str, Labelled]  # train, val, test; only test may be empty
     root: Path | None = None  # the folder that file names are relative to
     notices: tuple[str, ...] = ()
+    task: Task = "classify"
 
     def items(self) -> Iterator[Item]:
         """The images of train, then val, then test."""
@@ -101,7 +126,7 @@ def without_images(classes: Sequence[str], labels: Labels) -> list[str]:
 def _check_classes(where: str, classes: Sequence[str], parts: Mapping[str, Labelled]) -> None:
     empty = without_images(classes, parts["train"].labels)
     if empty:
-        elsewhere = [part for part, (_, labels) in parts.items() if classes.index(empty[0]) in labels]
+        elsewhere = [part for part, found in parts.items() if classes.index(empty[0]) in found.labels]
         but = f", but {' and '.join(elsewhere)} has some" if elsewhere else ""
         raise DataError(
             f"{where}: class {empty[0]!r} has no images in train{but}. All parts need the same classes: "

@@ -160,7 +160,7 @@ class Rig:
                 os.kill(int(pid), 9)
 
     def boot(self, node: str) -> None:
-        """Power is back after `kill_node`: the node's own disk is empty, as a cluster's node-local one is, and it answers."""
+        """Power is back after `kill_node`: the node answers, and its own disk is empty as a node-local one is."""
         for left in (self.root / f"{node}.tmp").iterdir():
             shutil.rmtree(left)
         self.start_daemon(node)
