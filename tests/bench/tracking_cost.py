@@ -139,7 +139,7 @@ def train(workflow: str, how: str) -> tuple[float, float]:
     mode = how if how in ("off", "offline") else "online"
     # Nothing is stopped and nothing confirmed: each side trains the same epochs.
     fixed = ["scheduler.name=fifo", "noise_seeds=0", "confirm.top=0", f"tracking.mode={mode}", "tracking.wait_s=20"]
-    with tempfile.TemporaryDirectory(prefix="cost", dir="/tmp") as folder, wandb_server("k" * 40) as server:
+    with tempfile.TemporaryDirectory(prefix="cost", dir="/tmp") as folder, wandb_server("k" * 40, idle=True) as server:
         server.behave("fine" if mode == how else how)
         line = [sys.executable, "-m", "cvtune.cli", "run", workflow, "--name", "cost"]
         line += [part for setting in (*SIZE, *fixed) for part in ("--set", setting)]
@@ -182,8 +182,9 @@ def main() -> None:
     if given.train:
         first = sides[0]
         for name in sides[1:]:
-            longer = statistics.median(wall[name]) / statistics.median(wall[first]) - 1
-            print(f"{name}: {longer:+.1%} of the epochs' time, {used[name] - used[first]:+.1f} s of CPU")
+            longer = [mine / its - 1 for mine, its in zip(wall[name], wall[first], strict=True)]  # round by round
+            middle = f"{statistics.median(longer):+.1%} of the epochs' time ({min(longer):+.1%} to {max(longer):+.1%})"
+            print(f"{name}: {middle}, {used[name] - used[first]:+.1f} s of CPU")
         return
     theirs = (used["callback"] - used["ray"]) / given.trials
     print(f"cvtune: {used['cvtune']:.1f} s for {given.trials} trials, {used['cvtune'] / given.trials:.2f} s per trial")

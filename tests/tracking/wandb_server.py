@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import sys
 import threading
 import time
@@ -37,9 +38,13 @@ class Request:
 
 
 class WandbServer:
-    """Requests, runs and artifacts that it was given. `mood`, one of MOODS, says how it answers."""
+    """Requests, runs and artifacts that it was given. `mood`, one of MOODS, says how it answers.
 
-    def __init__(self, key: str) -> None:
+    `idle`: it takes no CPU time that anybody else wants, like a server on another machine.
+    """
+
+    def __init__(self, key: str, idle: bool = False) -> None:
+        self.idle = idle
         self.key, self.mood, self.only, self.slow_s = key, "fine", "", 2.0
         self.requests: list[Request] = []
         self._changed = threading.Event()
@@ -93,8 +98,13 @@ class WandbServer:
 
     def _listen(self, port: int) -> ThreadingHTTPServer:
         http = _Quiet(("127.0.0.1", port), type("Handler", (_Handler,), {"wandb": self}))
-        threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(target=self._serve, args=(http,), daemon=True).start()
         return http
+
+    def _serve(self, http: ThreadingHTTPServer) -> None:
+        if self.idle:  # of this thread alone, and of those that it starts
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        http.serve_forever(0.02)
 
 
 class _Quiet(ThreadingHTTPServer):
@@ -135,9 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def wandb_server(key: str) -> Iterator[WandbServer]:
+def wandb_server(key: str, idle: bool = False) -> Iterator[WandbServer]:
     """A server in good mood that knows this API key."""
-    server = WandbServer(key)
+    server = WandbServer(key, idle)
     try:
         yield server
     finally:
