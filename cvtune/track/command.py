@@ -15,10 +15,9 @@ from cvtune.durable import read_json
 from cvtune.errors import CvtuneError
 from cvtune.track import cursor, launch, runs, study_run
 from cvtune.track.client import end_service
+from cvtune.track.priority import give_way
 from cvtune.track.study_run import Material
 from cvtune.track.syncer import TRY, BeginAnew, Syncer
-
-PRIORITY = 19  # niceness, which W&B's service inherits: behind the trials, which Ray starts at 15
 
 
 class _Stopped(BaseException):
@@ -45,7 +44,7 @@ def sync(folder: Path, watch: bool, mode: str) -> None:
     if lock is None:
         print(f"another syncer is at study {folder.name!r}; nothing to do.")
         return
-    os.nice(max(0, PRIORITY - os.nice(0)))
+    give_way(os.getpid())
     syncer = Syncer(folder, chosen)
     try:
         with _stoppable():

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cvtune import history, lease
+from cvtune.durable import read_json
 from cvtune.epoch import METRICS
 from cvtune.journal import terms
 from tests.tracking.wandb_files import Told, told
@@ -253,6 +254,10 @@ def test_a_watching_syncer_follows_until_nobody_runs_the_study(study: Path, tmp_
     while len(told_names(mine)) < len(ended) and time.monotonic() < until:
         time.sleep(0.1)
     assert ended and running.poll() is None
+    processes = [running.pid, *(entry["pid"] for entry in read_json(mine / "wandb" / "service.json")["processes"])]
+    assert len(processes) == 2 and {os.getpriority(os.PRIO_PROCESS, pid) for pid in processes} == {19}
+    for own in [Path(f"/proc/{pid}/autogroup") for pid in processes if os.getsid(pid) == pid]:
+        assert not own.exists() or own.read_text().endswith("nice 12\n")  # it exists where Linux groups by session
     with term.open("ab") as file:
         for line in lines[len(lines) // 2 :]:
             file.write(line[:30])
