@@ -26,7 +26,7 @@ import psutil
 from cvtune.durable import read_json, write_whole
 from cvtune.errors import CvtuneError
 from cvtune.sections import Tracking
-from cvtune.track.priority import give_way
+from cvtune.track.priority import session_gives_way
 from cvtune.track.runs import Row, Run, State
 from cvtune.track.study_run import Parcel, Table
 
@@ -152,7 +152,7 @@ class Client:
         """For the next syncer, which ends the service if this process is killed. The service gives way as we do."""
         cores = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
         for core in cores:
-            give_way(core.pid)  # it leads a session of its own
+            session_gives_way(core.pid)  # the rest it has inherited
         found = [{"pid": core.pid, "started": core.create_time()} for core in cores]
         known = {"format": 1, "host": socket.gethostname(), "processes": found}
         write_whole(

@@ -44,7 +44,7 @@ def sync(folder: Path, watch: bool, mode: str) -> None:
     if lock is None:
         print(f"another syncer is at study {folder.name!r}; nothing to do.")
         return
-    give_way(os.getpid())
+    give_way(beside_training=watch)
     syncer = Syncer(folder, chosen)
     try:
         with _stoppable():

@@ -255,7 +255,7 @@ def test_a_watching_syncer_follows_until_nobody_runs_the_study(study: Path, tmp_
         time.sleep(0.1)
     assert ended and running.poll() is None
     processes = [running.pid, *(entry["pid"] for entry in read_json(mine / "wandb" / "service.json")["processes"])]
-    assert len(processes) == 2 and {os.getpriority(os.PRIO_PROCESS, pid) for pid in processes} == {19}
+    assert len(processes) == 2 and {os.sched_getscheduler(pid) for pid in processes} == {os.SCHED_IDLE}
     for own in [Path(f"/proc/{pid}/autogroup") for pid in processes if os.getsid(pid) == pid]:
         assert not own.exists() or own.read_text().endswith("nice 12\n")  # it exists where Linux groups by session
     with term.open("ab") as file:
