@@ -18,7 +18,7 @@ from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.recipe import FIELDS, Recipe, Section, Value, describe, field
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
-from cvtune.sections import TORCHVISION, Budget, Confirm, Resources, Source, Tracking
+from cvtune.sections import MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
 from cvtune.space import LogUniform, Space, Uniform, space
 
 FORMAT = 1  # of study.json; a reader accepts its own and every lower number
@@ -256,10 +256,11 @@ def load(target: str) -> Study:
         return _from_workflow(path)
     if path.suffix == ".json":
         return read(path)
-    if target == "digits" or target.startswith(TORCHVISION) or path.suffix == ".npz" or path.is_dir():
+    if target == "digits" or target.startswith(TORCHVISION) or path.suffix in (".npz", *MANIFESTS) or path.is_dir():
         return for_data(target)
     raise ConfigError(
-        f"{target!r} is neither a workflow (.py), a study (.json), a folder of images nor torchvision:NAME. "
+        f"{target!r} is neither a workflow (.py), a study (.json), a folder or manifest (.csv, .parquet) of images "
+        "nor torchvision:NAME. "
         "Check the path; `cvtune run workflows/quickstart.py` and `cvtune run digits` always work."
     )
 

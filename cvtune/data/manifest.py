@@ -31,7 +31,6 @@ from cvtune.data.masks import listed_names, segmented
 from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import Source
 
-SUFFIXES = (".csv", ".parquet")
 KINDS = ("label", "labels", "mask")
 COLUMNS = ("path", *KINDS, "split", "group", "weight")
 _SOFT = ("label:", "labels:")
