@@ -157,3 +157,14 @@ def test_a_manifest_is_a_target(tmp_path: Path, suffix: str) -> None:
     assert study.data.source.endswith(f"my list{suffix}")
     (tmp_path / "my list.csv").write_text("path,label\n")
     assert load(str(tmp_path / "my list.csv")).name == "my-list"
+
+
+def test_images_with_masks_get_a_model_that_segments(tmp_path: Path) -> None:
+    for folder in ("d/images", "d/masks", "e/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "a.csv").write_text('\ufeffpath,"mask",split\n')
+    (tmp_path / "b.csv").write_text("path,label\nmask,mask\n")
+    (tmp_path / "c.csv").write_bytes(b"\xff\xfe")
+    models = {name: load(str(tmp_path / name)).recipe.model.name for name in ("d", "e", "a.csv", "b.csv", "c.csv")}
+    assert {name for name, model in models.items() if model == "small_unet"} == {"d", "a.csv"}
+    assert load(str(tmp_path / "d")).recipe.augment.flip == "horizontal"
