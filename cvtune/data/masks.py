@@ -101,9 +101,11 @@ def _class_names(where: str, pixels: npt.NDArray[np.uint32], masks: Sequence[Ite
     count = used[-1] + 1
     if len(used) < count:
         listed = ", ".join(map(str, used[:8])) + (f" and {len(used) - 8} more" if len(used) > 8 else "")
+        example = masks[int(np.flatnonzero(pixels[:, used[-1]])[0])]
+        named = "" if isinstance(example, np.ndarray) else f" ({example} has {used[-1]})"
         raise DataError(
-            f"{where}: the masks of train hold the values {listed}. A pixel's value is its class, counted from 0 "
-            "without gaps: renumber them, or name every value in classes.txt (one name per line, the first for 0)."
+            f"{where}: the masks of train hold the values {listed}{named}. A pixel's value is its class, counted from "
+            "0 without gaps: renumber them, or name every value in classes.txt (one name per line, the first for 0)."
         )
     return ["background", "foreground"] if count == 2 else [str(value) for value in range(count)]
 

@@ -280,6 +280,18 @@ def test_masks_that_cannot_be_used_are_counted(tmp_path: Path, kind: str) -> Non
             opened(root, tmp_path / "cache", limit)
 
 
+def test_masks_in_memory_are_named_by_their_place(tmp_path: Path) -> None:
+    masks = np.stack([mask_of(1)] * 12)
+    masks[4, 0, 0] = 9
+    names = ["ground", "body"]
+    np.savez(tmp_path / "m.npz", x_train=masks, m_train=masks, x_val=masks[:3], m_val=masks[:3], class_names=names)
+    data = opened(tmp_path / "m.npz", tmp_path / "cache", max_corrupt=0.1)
+    assert data.corrupt == ("train[4]: cannot be used as a mask (value 9; the classes are 0..1, and 255 is none)",)
+    np.savez(tmp_path / "n.npz", x_train=masks[:, 1:], m_train=masks, x_val=masks, m_val=masks, class_names=names)
+    with pytest.raises(DataError, match=r"train\[0\]: its mask array has 16 x 12 pixels, the upright image 16 x 11"):
+        opened(tmp_path / "n.npz", tmp_path / "cache")
+
+
 def test_missing_and_left_over_masks(tmp_path: Path) -> None:
     root = make_masks(tmp_path / "d")
     (root / "masks" / "05.png").rename(root / "masks" / "5.png")
@@ -309,7 +321,7 @@ def test_values_with_gaps_and_without_any(tmp_path: Path) -> None:
     root = make_masks(tmp_path / "d")
     for path in (root / "masks").iterdir():
         Image.fromarray(decode.mask_values(path) * 100).save(path)
-    with pytest.raises(DataError, match=r"hold the values 0, 100, 200.*without gaps"):
+    with pytest.raises(DataError, match=r"hold the values 0, 100, 200 \(.*07.png has 200\).*without gaps"):
         read_source(Source(source=str(root)))
     for path in (root / "masks").iterdir():
         Image.fromarray(np.full((12, 16), IGNORE, np.uint8)).save(path)
