@@ -83,10 +83,9 @@ def require_weights(study: Study) -> None:
         ConfigError: some are not there, or none are published.
     """
     for name in pretrained_models(study):
-        from cvtune.models.families import find_family  # late: torch, which few studies need here
-        from cvtune.models.weights import published
+        from cvtune.models.weights import published  # late: torch, which few studies need here
 
-        published(find_family(name)[1]).required()
+        published(name).required()
 
 
 def pretrained_models(study: Study) -> list[str]:
@@ -104,10 +103,9 @@ def pretrained_models(study: Study) -> list[str]:
 
 
 def _fetch_weights(name: str) -> Item:
-    from cvtune.models.families import find_family
     from cvtune.models.weights import published
 
-    weights = published(find_family(name)[1])
+    weights = published(name)
     absent = not weights.is_whole()
     if absent:
         try:
@@ -115,12 +113,17 @@ def _fetch_weights(name: str) -> Item:
         except Exception as error:  # of the network, of torch.hub, of the disk
             if _is_full(error):
                 raise
+            by_hand = (
+                f"download it by hand and give its path as model.pretrained (it is {weights.hub[0]}'s {weights.hub[1]})"
+                if weights.hub
+                else f"put the file as {weights.file.name} into {weights.file.parent} ($TORCH_HOME decides where)"
+            )
             raise ConfigError(
                 f"model.pretrained = 'default': {weights.url} could not be downloaded ({_told(error)}). Try again "
-                f"where there is a network, or put the file as {weights.file.name} into {weights.file.parent} "
-                "($TORCH_HOME decides where)."
+                f"where there is a network, or {by_hand}."
             ) from error
-    return Item(f"weights of {name}", weights.file, "TORCH_HOME", weights.file.stat().st_size, weights.sha256(), absent)
+    size, digest = weights.file.stat().st_size, weights.sha256()
+    return Item(f"weights of {name}", weights.file, weights.variable, size, digest, absent)
 
 
 def _fetch_data(study: Study) -> Item:

@@ -37,6 +37,7 @@ class Prepared:
     )
     mappings: dict[str, int] = field(default_factory=dict)  # versions of the two strength mappings
     code: dict[str, str] = field(default_factory=dict)  # python:module:function -> SHA-256 of its source
+    weights: dict[str, str] = field(default_factory=dict)  # see `models.weights.digests`
 
 
 def start(study: Study, cache: Path | None, roots: tuple[str, ...]) -> subprocess.Popen[str]:
@@ -97,6 +98,12 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
 
     require_weights(study)  # decoding images may take long
     code = {ref: source_hash(ref) for ref in study.user_code}
+    pretrained = [(recipe.model.name, recipe.model.pretrained) for _, recipe in corners(study)]
+    weights = {}
+    if any(file for _, file in pretrained):
+        from cvtune.models.weights import digests  # late: torch
+
+        weights = digests(pretrained)
     data = open_dataset(
         study.data, study.recipe.data, cache_folder(cache), study.resources.cache_bytes, os.cpu_count() or 1
     )
@@ -129,6 +136,7 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         store=str(data.store) if data.store else None,
         mappings={"augment_mapping": augment.MAPPING_VERSION, "regularize_mapping": regularize.MAPPING_VERSION},
         code=code,
+        weights=weights,
     )
 
 

@@ -155,24 +155,35 @@ class Regularize(Section):
 class Model(Section):
     name: str = field(
         "small_resnet",
-        "Architecture: small_resnet, torchvision:NAME, or 'python:module:function' "
-        "(num_classes, recipe) -> torch.nn.Module.",
+        "Architecture: small_resnet, torchvision:NAME, timm:NAME; to segment images small_unet, torchvision:NAME, "
+        "smp:DECODER/ENCODER; or 'python:module:function' (num_classes, recipe) -> torch.nn.Module.",
     )
     pretrained: str | None = field(
-        None, "None: from scratch; 'default': the best published weights (`cvtune fetch` brings them); else a file."
+        None,
+        "None: from scratch; 'default': the best published weights (`cvtune fetch` brings them); else a file, or the "
+        "folder of a trial's checkpoint.",
     )
     norm: Literal["batch", "group", "none"] | None = field(
-        None, "Normalization layer. None: the architecture's own (batch for small_resnet)."
+        None,
+        "Normalization layer. None: the architecture's own (batch for small_resnet and small_unet). "
+        "Batches of a few images want 'group'.",
     )
-    freeze_epochs: int = field(0, "Epochs during which only the last layer is trained.", unit="epochs", ge=0, le=10000)
-    width: int = field(16, "Channels of the first stage of small_resnet.", unit="channels", ge=4, le=512)
+    freeze_epochs: int = field(
+        0,
+        "Epochs during which only the last layer is trained, of a segmentation model all that comes after the encoder.",
+        unit="epochs",
+        ge=0,
+        le=10000,
+    )
+    width: int = field(16, "Channels of the first stage of small_resnet and small_unet.", unit="channels", ge=4, le=512)
 
     @field_validator("name")
     @classmethod
     def _known_model(cls, value: str) -> str:
-        if re.fullmatch(r"torchvision:[a-z0-9_]+", value):
-            return value  # the name behind the colon is checked where torchvision may be imported
-        return one_of_or_code("model.name", value, ("small_resnet",), "torchvision:NAME")
+        if re.fullmatch(r"torchvision:[a-z0-9_]+|timm:[A-Za-z0-9_.]+|smp:[a-z0-9]+/[A-Za-z0-9_.-]+", value):
+            return value  # the name behind the colon is checked where the library may be imported
+        more = ("torchvision:NAME", "timm:NAME", "smp:DECODER/ENCODER")
+        return one_of_or_code("model.name", value, ("small_resnet", "small_unet"), *more)
 
 
 class Optim(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import re
@@ -18,7 +19,7 @@ from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.recipe import FIELDS, Recipe, Section, Value, describe, field
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
-from cvtune.sections import TORCHVISION, Budget, Confirm, Resources, Source, Tracking
+from cvtune.sections import MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
 from cvtune.space import LogUniform, Space, Uniform, space
 
 FORMAT = 1  # of study.json; a reader accepts its own and every lower number
@@ -145,6 +146,7 @@ class Study(Section):
         valid = {
             **FIELDS,
             **SETTINGS,
+            "data.classes": None,  # no single value
             **describe(_kind(Scheduler, values.get("scheduler.name"), self.scheduler), "scheduler."),
             **describe(_kind(Searcher, values.get("searcher.name"), self.searcher), "searcher."),
         }
@@ -212,14 +214,29 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def for_data(source: str) -> Study:
-    """The built-in study for a folder (or other source) of labelled images: both strengths and the learning rate."""
+    """The built-in study for a folder (or other source) of labelled images: both strengths and the learning rate.
+
+    Images with masks get a model that segments. Of a Parquet manifest the columns are not known here: set `model.name`.
+    """
     path = Path(source)
     plain = path.resolve().stem if path.exists() else source.removeprefix(TORCHVISION)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "study"
-    recipe = Recipe().replace(_UNLIKE_PHOTOS.get(source, {}))
+    recipe = Recipe().replace(_SEGMENTED if _has_masks(path) else _UNLIKE_PHOTOS.get(source, {}))
     return Study(name=stem, data=Source(source=source), recipe=recipe, space=SWEET_SPOT)
 
 
+def _has_masks(path: Path) -> bool:
+    """Whether a folder or CSV manifest has masks, which its reader will then find."""
+    if path.suffix != ".csv":
+        return (path / "images").is_dir() and (path / "masks").is_dir()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return "mask" in (name.strip() for name in next(csv.reader(file), []))
+    except (OSError, UnicodeDecodeError, csv.Error):  # whoever reads the images will say what is wrong
+        return False
+
+
+_SEGMENTED: dict[str, Value] = {"model.name": "small_unet"}
 _DRAWN = {"augment.flip": "none"}  # a mirrored digit, letter or traffic sign is another one
 _UNLIKE_PHOTOS: dict[str, dict[str, Value]] = {  # sources whose images are smaller, or must not be mirrored
     "digits": {**_DRAWN, "data.image_size": 16},
@@ -255,10 +272,11 @@ def load(target: str) -> Study:
         return _from_workflow(path)
     if path.suffix == ".json":
         return read(path)
-    if target == "digits" or target.startswith(TORCHVISION) or path.suffix == ".npz" or path.is_dir():
+    if target == "digits" or target.startswith(TORCHVISION) or path.suffix in (".npz", *MANIFESTS) or path.is_dir():
         return for_data(target)
     raise ConfigError(
-        f"{target!r} is neither a workflow (.py), a study (.json), a folder of images nor torchvision:NAME. "
+        f"{target!r} is neither a workflow (.py), a study (.json), a folder or manifest (.csv, .parquet) of images "
+        "nor torchvision:NAME. "
         "Check the path; `cvtune run workflows/quickstart.py` and `cvtune run digits` always work."
     )
 

@@ -80,13 +80,14 @@ def difference(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def check_unchanged(folder: Path, prepared: Prepared) -> None:
-    """A resumed study must see the images and the user code that it began with."""
+    """A resumed study must see the images, the user code and the pretrained weights that it began with."""
     before = (read_json(folder / "study.json") or {}).get("provenance", {})
     for what, key, now in (
         ("the images", "data_fingerprint", prepared.fingerprint),
         ("user code", "code", prepared.code),
+        ("the pretrained weights", "weights", prepared.weights),
     ):
-        if before and before.get(key) != now:
+        if before and before.get(key, now) != now:  # what an earlier version did not note is not compared
             raise ConfigError(
                 f"study {str(folder)!r} cannot be resumed: {what} changed since it began ({before.get(key)} -> {now}). "
                 "Restore what it had, or start anew under another --name."
@@ -110,6 +111,7 @@ def provenance(prepared: Prepared, nodes: list[dict[str, float]]) -> dict[str, A
         "images": prepared.images,
         "corrupt": prepared.corrupt,
         "code": prepared.code,
+        "weights": prepared.weights,
         **prepared.mappings,
         "nodes": [{k: node[k] for k in ("CPU", "GPU", "memory") if k in node} for node in nodes],
     }

@@ -136,3 +136,35 @@ def test_a_study_file_that_is_none_is_refused(tmp_path: Path, content: str) -> N
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"study.json"):
         load(str(path))
+
+
+def test_classes_are_mapped_from_the_command_line() -> None:
+    name, value = parse_assignment('data.classes={"cardboard": "paper", "trash": null}')
+    changed = DIGITS.set({name: value, "data.masks": "masks3"})
+    assert changed.data.classes == {"cardboard": "paper", "trash": None}
+    assert changed.data.masks == "masks3"
+    assert make(json.loads(changed.to_json({}))["study"]) == changed
+    for wrong in ({"a": 3}, "paper"):
+        with pytest.raises(ConfigError, match=r"data\.classes"):
+            DIGITS.set({"data.classes": wrong})
+    with pytest.raises(ConfigError, match=r"Did you mean 'data\.classes'"):
+        DIGITS.set({"data.clases": {}})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_manifest_is_a_target(tmp_path: Path, suffix: str) -> None:
+    study = load(str(tmp_path / f"my list{suffix}"))
+    assert study.data.source.endswith(f"my list{suffix}")
+    (tmp_path / "my list.csv").write_text("path,label\n")
+    assert load(str(tmp_path / "my list.csv")).name == "my-list"
+
+
+def test_images_with_masks_get_a_model_that_segments(tmp_path: Path) -> None:
+    for folder in ("d/images", "d/masks", "e/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "a.csv").write_text('\ufeffpath,"mask",split\n')
+    (tmp_path / "b.csv").write_text("path,label\nmask,mask\n")
+    (tmp_path / "c.csv").write_bytes(b"\xff\xfe")
+    models = {name: load(str(tmp_path / name)).recipe.model.name for name in ("d", "e", "a.csv", "b.csv", "c.csv")}
+    assert {name for name, model in models.items() if model == "small_unet"} == {"d", "a.csv"}
+    assert load(str(tmp_path / "d")).recipe.augment.flip == "horizontal"

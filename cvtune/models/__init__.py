@@ -6,7 +6,8 @@ trained file loads into plain torchvision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvtune.errors import ConfigError
-from cvtune.models.families import Family, build_plain, find_family, replace_norms
+from cvtune.data.listing import Task
+from cvtune.errors import ConfigError, did_you_mean
+from cvtune.models.families import Family, build_plain, find_family, names_for
+from cvtune.models.norms import replace_norms
 from cvtune.models.weights import load_weights
 from cvtune.recipe import Recipe, Regularize
 from cvtune.regularize import explicit, number, resolve
@@ -51,18 +54,22 @@ class Network:
     """A module and what of it may change during training.
 
     Attributes:
-        module: float (N, 3, H, W) -> float logits (N, K).
-        head: the last layer; everything else is the backbone.
+        module: float (N, 3, H, W) -> float logits (N, K), to segment (N, K, H, W).
+        head: the last layer, of a segmentation model all that comes after the encoder; the rest is the backbone.
+        task: what the logits are for.
     """
 
     module: nn.Module
     head: nn.Module
+    task: Task = "classify"
     _dropout: list[Any] = field(default_factory=list)  # whatever has a settable probability `p`
     _channels: list[Any] = field(default_factory=list)
     _branches: list[list[Any]] = field(default_factory=list)  # one list per block, from first to deepest
 
     def __post_init__(self) -> None:
-        norms: list[nn.Module] = [m for m in self.module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        inside = set(self.head.modules())
+        outside = [m for m in self.module.modules() if m not in inside]
+        norms: list[nn.Module] = [m for m in outside if isinstance(m, nn.modules.batchnorm._NormBase)]
         self._freeze = Freeze(norms)
         head = {id(p) for p in self.head.parameters()}
         self._backbone = [p for p in self.module.parameters() if p.requires_grad and id(p) not in head]
@@ -110,32 +117,43 @@ class Network:
             norm.train(self.module.training and not frozen)
 
 
-def build_model(recipe: Recipe, num_classes: int, image_size: int) -> Network:
+def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = "classify") -> Network:
     """The network that a recipe (resolved or not) asks for, on the CPU, its noise set.
 
     Args:
         recipe: `model` decides the architecture, `regularize` the noise.
         num_classes: number of logits K, >= 2.
         image_size: side of the square input in px.
+        task: what the logits are for: "classify" and "multilabel" want (N, K), "segment" (N, K, H, W).
 
     Raises:
-        ConfigError: the name, norm, weights or image size does not fit, a knob set by hand above 0 has no
+        ConfigError: the name, task, norm, weights or image size does not fit, a knob set by hand above 0 has no
             place in this architecture, or the user's function fails.
     """
-    if recipe.model.name.startswith("python:"):
-        return _user_network(recipe, num_classes)
-    family, name = find_family(recipe.model.name)
-    _refuse_missing_places(recipe, family)
+    name, norm = recipe.model.name, recipe.model.norm
+    if name.startswith("python:"):
+        return _user_network(recipe, num_classes, image_size, task)
+    family = find_family(name)
+    _refuse_other_task(name, family, task)
+    if norm is not None and family.own_norm:
+        raise ConfigError(
+            f"model.norm = {norm!r} does not fit model.name = {name!r}: {family.name} knows only its own norm layers. "
+            "Leave model.norm at None."
+        )
     module = build_plain(family, name, num_classes, image_size, recipe.model.width)
-    replace_norms(module, family, name, recipe.model.norm)
-    head = _last_linear(module)
-    load_weights(module, head, name, recipe.model.pretrained)
+    replace_norms(module, family.branches, name, norm)
+    head = nn.ModuleList(family.head(module)) if family.head else _last_linear(module)
+    stages, branches = family.stage_ends(module), family.branches(module)
+    dropouts = [m for m in module.modules() if type(m) is nn.Dropout and m.p]
+    _refuse_missing_places(recipe, family, {"spatial_dropout": bool(stages), "drop_path": bool(branches)})
+    load_weights(module, head, name, recipe.model.pretrained, image_size)
     network = Network(
         module,
         head,
-        _dropout=[m for m in module.modules() if type(m) is nn.Dropout and m.p] or [_before(head, F.dropout)],
-        _channels=[_after(stage, F.dropout2d) for stage in family.stage_ends(module)],
-        _branches=[[_after(branch, drop_rows) for branch in block] for block in family.branches(module)],
+        task,
+        _dropout=dropouts or [_before(_layers(head)[-1], F.dropout)],
+        _channels=[_after(stage, F.dropout2d) for stage in stages],
+        _branches=[[_after(branch, drop_rows) for branch in block] for block in branches],
     )
     network.set_noise(resolve(recipe).regularize)
     return network
@@ -145,7 +163,8 @@ def check_model(network: Network, num_classes: int, image_size: int) -> None:
     """Runs two random images through the network in eval mode; its mode is restored.
 
     Raises:
-        ConfigError: the pass fails or the result is not of shape (2, num_classes).
+        ConfigError: the pass fails or the result is not of shape (2, num_classes), to segment (2, num_classes,
+            image_size, image_size).
     """
     module, training = network.module, network.module.training
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -153,18 +172,39 @@ def check_model(network: Network, num_classes: int, image_size: int) -> None:
         with torch.no_grad():
             logits = module.eval()(images.to(next(module.parameters()).device))
     except Exception as error:
+        sides = ", ".join(f"{side}" for side in _sides_taken(module))
         raise ConfigError(
             f"The model cannot take images of data.image_size = {image_size} px: {type(error).__name__}: {error}. "
-            "Choose a larger image size or another model.name."
+            + (f"It takes {sides} px. " if sides else "")
+            + "Choose another image size or another model.name."
         ) from error
     finally:
         module.train(training)
+    expected = (2, num_classes, image_size, image_size) if network.task == "segment" else (2, num_classes)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != (2, num_classes):
+    if shape != expected:
         raise ConfigError(
-            f"The model returns {shape} for 2 images; it must return logits of shape {(2, num_classes)}, one per "
-            "class. Make its last layer num_classes wide."
+            f"The model returns {shape} for 2 images; it must return logits of shape {expected}, one per "
+            f"class{' and pixel' if network.task == 'segment' else ''}. Make its last layer num_classes wide."
         )
+
+
+def _sides_taken(module: nn.Module) -> list[int]:
+    """Which of the usual image sizes a network takes, tried without computing anything."""
+
+    def takes(side: int) -> bool:
+        try:
+            twin(torch.empty(2, 3, side, side, device="meta"))
+        except Exception:  # whatever a layer may raise
+            return False
+        return True
+
+    try:
+        twin = copy.deepcopy(module).to("meta").eval()
+        with torch.no_grad():
+            return [side for side in (32, 64, 96, 128, 224, 256, 299, 384) if takes(side)]
+    except Exception:  # user code that cannot be copied: the message goes without
+        return []
 
 
 def drop_rows(x: Tensor, p: float) -> Tensor:
@@ -184,24 +224,44 @@ def _before(module: nn.Module, kind: Callable[[Tensor, float], Tensor]) -> Noise
     return noise
 
 
-def _refuse_missing_places(recipe: Recipe, family: Family) -> None:
+def _refuse_other_task(name: str, family: Family, task: Task) -> None:
+    segments = task == "segment"
+    if family.segments != segments:
+        does, wanted = ("segments", "classifies") if family.segments else ("classifies", "segments")
+        raise ConfigError(
+            f"model.name = {name!r} {does} images, but the task of the data is {task!r}. Choose one that {wanted} "
+            f"them. {did_you_mean(name, names_for(segments))}"
+        )
+
+
+def _refuse_missing_places(recipe: Recipe, family: Family, has_places: Mapping[str, bool]) -> None:
     """Only a knob set by hand is refused, now or in `changes`; in the bundle it is skipped."""
+    lacks = {
+        "spatial_dropout": ("channel maps between stages", "drop_path"),
+        "drop_path": ("residual branches", "dropout"),
+    }
     for values in (recipe, *(recipe.at(epoch) for epoch, _ in recipe.changes)):
-        wanted = values.regularize.spatial_dropout
-        if wanted and not family.has_maps and "spatial_dropout" in explicit(values):
-            raise ConfigError(
-                f"regularize.spatial_dropout = {wanted} has no place in model.name = {recipe.model.name!r}: "
-                f"{family.name} has no channel maps between stages. Leave it at None or 0 and use regularize.drop_path."
-            )
+        for knob, has in has_places.items():
+            wanted = getattr(values.regularize, knob)
+            if wanted and not has and knob in explicit(values):
+                what, instead = lacks[knob]
+                raise ConfigError(
+                    f"regularize.{knob} = {wanted} has no place in model.name = {recipe.model.name!r}: {family.name} "
+                    f"has no {what} that are known. Leave it at None or 0 and use regularize.{instead}."
+                )
 
 
 def _last_linear(module: nn.Module) -> nn.Module:
     """The last nn.Linear, else the last layer with parameters of its own."""
-    layers = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
+    layers = _layers(module)
     return ([m for m in layers if isinstance(m, nn.Linear)] or layers)[-1]
 
 
-def _user_network(recipe: Recipe, num_classes: int) -> Network:
+def _layers(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
+
+
+def _user_network(recipe: Recipe, num_classes: int, image_size: int, task: Task) -> Network:
     from cvtune.usercode import load_function
 
     ref = recipe.model.name
@@ -211,11 +271,12 @@ def _user_network(recipe: Recipe, num_classes: int) -> Network:
     except Exception as error:
         raise ConfigError(f"model.name = {ref!r} failed: {type(error).__name__}: {error}. Correct it.") from error
     if not isinstance(module, nn.Module) or next(module.parameters(), None) is None:
+        shape = "(N, num_classes, H, W)" if task == "segment" else "(N, num_classes)"
         raise ConfigError(
             f"model.name = {ref!r} returned a {type(module).__name__}; it must return a torch.nn.Module with "
-            "parameters that gives (N, num_classes) logits."
+            f"parameters that gives {shape} logits."
         )
-    head = _last_linear(module)
+    head = _layers(module)[-1] if task == "segment" else _last_linear(module)
     if recipe.model.pretrained != "default":  # which weights are the default of user code only it can know
-        load_weights(module, head, ref, recipe.model.pretrained)
-    return Network(module, head)
+        load_weights(module, head, ref, recipe.model.pretrained, image_size)
+    return Network(module, head, task)

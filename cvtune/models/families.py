@@ -1,4 +1,4 @@
-"""The architectures as one table: which names, where noise goes, which norm layers fit."""
+"""The architectures as one table: which names, for which task, where noise goes, how they are built."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cvtune.errors import ConfigError, did_you_mean
+from cvtune.models import extras
+from cvtune.models.norms import Branches
 from cvtune.models.small_resnet import SmallResNet
+from cvtune.models.small_unet import SmallUNet
 
 TORCHVISION = "torchvision:"
+OWN = ("small_resnet", "small_unet")
+
+
+def _none(m: Any) -> Branches:
+    return []
 
 
 @dataclass(frozen=True)
@@ -23,21 +30,23 @@ class Family:
 
     Attributes:
         name: for messages.
-        pattern: regular expression that a model's name matches in full.
+        pattern: regular expression that `model.name` matches in full; the first row that matches counts.
         stages: what runs one after the other on ever coarser maps; spatial dropout goes between them.
         branches: per block, from first to deepest, the modules whose outputs are added to the shortcut.
         options: image size -> arguments of the torchvision builder.
         own_norm: whether no other norm layer fits.
-        has_maps: whether there are channel maps between stages (a ViT has none).
+        segments: whether the logits are (N, K, H, W), else (N, K).
+        head: all that comes after the backbone, where it is not the last nn.Linear alone.
     """
 
     name: str
     pattern: str
-    stages: Callable[[Any], Iterable[nn.Module]]
-    branches: Callable[[Any], list[list[nn.Module]]]
+    stages: Callable[[Any], Iterable[nn.Module]] = lambda m: ()
+    branches: Callable[[Any], Branches] = _none
     options: Callable[[int], dict[str, Any]] = lambda image_size: {}
     own_norm: bool = False
-    has_maps: bool = True
+    segments: bool = False
+    head: Callable[[Any], Iterable[nn.Module]] | None = None
 
     def stage_ends(self, module: nn.Module) -> list[nn.Module]:
         """The stages that are followed by one with a stride: what they return is a finished scale of maps."""
@@ -49,139 +58,194 @@ def _resnet_stages(m: Any) -> tuple[Any, ...]:
     return (m.layer1, m.layer2, m.layer3, m.layer4)
 
 
-def _inverted_residuals(m: Any) -> list[list[nn.Module]]:
+def _resnet_branches(stages: Iterable[Any]) -> Branches:
+    return [[getattr(b, "bn3", b.bn2)] for stage in stages for b in stage]
+
+
+def _named(*names: str) -> Callable[[Any], Branches]:
+    """Of every module that has children of such names: those."""
+    return lambda m: [
+        found for b in m.modules() if (found := [c for key, c in b.named_children() if key in names and c is not None])
+    ]
+
+
+def _inverted_residuals(m: Any) -> Branches:
     return [[b.block] for b in m.modules() if getattr(b, "use_res_connect", False)]
 
 
-# torchvision's own StochasticDepth modules are built with probability 0: one mechanism, ours, serves all rows.
+def _backbone_branches(m: Any) -> Branches:
+    """Of a segmentation model with a ResNet or a MobileNetV3 as backbone."""
+    layers = [layer for name, layer in m.backbone.named_children() if name.startswith("layer")]
+    return _resnet_branches(layers) if layers else _inverted_residuals(m)
+
+
+# torchvision's own StochasticDepth modules rest (see `build_plain`): one mechanism, ours, serves all rows.
 FAMILIES = (
     Family("small_resnet", "small_resnet", lambda m: m.stages, lambda m: [[block.norm2] for block in m.stages]),
     Family(
-        "ResNet",
-        r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d",
-        _resnet_stages,
-        lambda m: [[getattr(b, "bn3", b.bn2)] for stage in _resnet_stages(m) for b in stage],
+        "small_unet",
+        "small_unet",
+        lambda m: m.stages,
+        lambda m: [[block.norm2] for block in (*m.stages, *m.decoder)],
+        segments=True,
+        head=lambda m: (m.decoder, m.head),
     ),
-    Family("MobileNetV3", r"mobilenet_v3_\w+", lambda m: m.features[1:], _inverted_residuals),
     Family(
-        "EfficientNet",
-        r"efficientnet_\w+",
-        lambda m: m.features[1:],
-        _inverted_residuals,
-        options=lambda image_size: {"stochastic_depth_prob": 0.0},
+        "ResNet",
+        r"torchvision:((wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d)",
+        _resnet_stages,
+        lambda m: _resnet_branches(_resnet_stages(m)),
     ),
+    Family("MobileNetV3", r"torchvision:mobilenet_v3_\w+", lambda m: m.features[1:], _inverted_residuals),
+    Family(
+        "MobileNetV2",
+        r"torchvision:mobilenet_v2",
+        lambda m: m.features[1:],
+        lambda m: [[b.conv] for b in m.modules() if getattr(b, "use_res_connect", False)],
+    ),
+    Family(
+        "MNASNet",
+        r"torchvision:mnasnet\w+",
+        lambda m: m.layers,
+        lambda m: [[b.layers] for b in m.modules() if getattr(b, "apply_residual", False)],
+    ),
+    Family("EfficientNet", r"torchvision:efficientnet_\w+", lambda m: m.features[1:], _inverted_residuals),
+    Family("RegNet", r"torchvision:regnet_\w+", lambda m: m.trunk_output, _named("f")),
     Family(
         "ConvNeXt",
-        r"convnext_\w+",
+        r"torchvision:convnext_\w+",
         lambda m: m.features[1:],
         lambda m: [[b.block] for b in m.modules() if hasattr(b, "layer_scale")],
-        options=lambda image_size: {"stochastic_depth_prob": 0.0},
         own_norm=True,
     ),
     Family(
         "ViT",
-        r"vit_\w_\d+",
-        lambda m: (),
-        lambda m: [[b.dropout, b.mlp] for b in m.encoder.layers],
+        r"torchvision:vit_\w_\d+",
+        branches=lambda m: [[b.dropout, b.mlp] for b in m.encoder.layers],
         options=lambda image_size: {"image_size": image_size},
         own_norm=True,
-        has_maps=False,
     ),
+    Family("Swin", r"torchvision:swin_\w+", branches=_named("stochastic_depth"), own_norm=True),
+    Family(
+        "MaxViT",
+        r"torchvision:maxvit_\w+",
+        lambda m: m.blocks,
+        _named("stochastic_depth", "stochastic_dropout"),
+        options=lambda image_size: {"input_size": (image_size, image_size)},
+        own_norm=True,
+    ),
+    Family("DenseNet", r"torchvision:densenet\d+", lambda m: m.features),
+    Family("AlexNet, VGG or SqueezeNet", r"torchvision:(alexnet|(vgg|squeezenet)\w+)", lambda m: m.features),
+    Family(
+        "GoogLeNet or Inception",
+        r"torchvision:(googlenet|inception_v3)",
+        lambda m: m.children(),
+        options=lambda image_size: {"aux_logits": False, "init_weights": True},
+    ),
+    Family("ShuffleNet", r"torchvision:shufflenet_\w+", lambda m: m.children()),
+    Family(
+        "DeepLabV3 or FCN",
+        r"torchvision:(deeplabv3|fcn)_\w+",
+        lambda m: m.backbone.values(),
+        _backbone_branches,
+        options=lambda image_size: {"weights_backbone": None, "aux_loss": False},
+        segments=True,
+        head=lambda m: (m.classifier,),
+    ),
+    Family(
+        "LR-ASPP",
+        r"torchvision:lraspp_\w+",
+        lambda m: m.backbone.values(),
+        _backbone_branches,
+        options=lambda image_size: {"weights_backbone": None},
+        segments=True,
+        head=lambda m: (m.classifier,),
+    ),
+    Family("torchvision's newer ones", r"torchvision:.+"),
+    Family(
+        "timm",
+        r"timm:.+",
+        branches=_named("drop_path", "drop_path1", "drop_path2"),
+        head=lambda m: (extras.timm_head(m),),
+    ),
+    Family("smp", r"smp:.+", segments=True, head=lambda m: (m.decoder, m.segmentation_head)),
 )
 
 
-def find_family(full_name: str) -> tuple[Family, str]:
-    """The row of an architecture and its name without `torchvision:`.
+def names_for(segments: bool) -> list[str]:
+    """Values of `model.name` for a task, of timm and smp only the pattern."""
+    own, module, more = (
+        ("small_unet", "segmentation", ["smp:DECODER/ENCODER"]) if segments else ("small_resnet", "", ["timm:NAME"])
+    )
+    return [own, *(TORCHVISION + name for name in _torchvision_names(module)), *more, "python:module:function"]
+
+
+def find_family(full_name: str) -> Family:
+    """The row of an architecture.
 
     Raises:
-        ConfigError: torchvision has no such architecture, or it is of a family that is not in the table.
+        ConfigError: there is no such architecture, or its library is not installed.
     """
-    name = full_name.removeprefix(TORCHVISION)
-    if name == full_name:
-        return FAMILIES[0], name
-    from torchvision.models import list_models
-
-    family = {known: row for known in list_models() for row in FAMILIES[1:] if re.fullmatch(row.pattern, known)}
-    if name in family:
-        return family[name], name
-    if name in list_models():
-        raise ConfigError(
-            f"model.name = {full_name!r} is not of a supported family: {', '.join(row.name for row in FAMILIES[1:])}. "
-            "Choose one of these or write a 'python:module:function' that builds it."
-        )
-    known = [TORCHVISION + known for known in family]
-    raise ConfigError(f"model.name = {full_name!r} is not known. {did_you_mean(full_name, known, show=len(known))}")
+    known = {*_torchvision_names(""), *_torchvision_names("segmentation")} if full_name not in OWN else set()
+    family = next((row for row in FAMILIES if re.fullmatch(row.pattern, full_name)), None)
+    if family is None or (full_name.startswith(TORCHVISION) and full_name.removeprefix(TORCHVISION) not in known):
+        valid = [*OWN, *sorted(TORCHVISION + name for name in known)]
+        raise ConfigError(f"model.name = {full_name!r} is not known. {did_you_mean(full_name, valid, show=len(valid))}")
+    extras.check_name(full_name)
+    return family
 
 
 def build_plain(family: Family, name: str, num_classes: int, image_size: int, width: int) -> nn.Module:
-    """The architecture as published, with fresh weights and `num_classes` logits."""
-    if family.name == "small_resnet":
-        return SmallResNet(num_classes, image_size, width)
-    from torchvision.models import get_model
+    """The architecture as published, with fresh weights and `num_classes` logits. `name` is the whole model.name.
 
-    if family.name == "ViT":
-        _check_patches(name, image_size)
-    module: nn.Module = get_model(name, weights=None, num_classes=num_classes, **family.options(image_size))
+    Raises:
+        ConfigError: the architecture can be built for other image sizes only.
+    """
+    if name in OWN:
+        return (SmallUNet if name == "small_unet" else SmallResNet)(num_classes, image_size, width)
+    if not name.startswith(TORCHVISION):
+        return extras.build(name, num_classes, image_size)
+    from torchvision.models import get_model
+    from torchvision.ops import StochasticDepth
+
+    _check_multiple(family, name, image_size)
+    plain = name.removeprefix(TORCHVISION)
+    module: nn.Module = get_model(plain, weights=None, num_classes=num_classes, **family.options(image_size))
+    for m in module.modules():
+        if isinstance(m, StochasticDepth):
+            m.p = 0.0
+    if family.segments:
+        module.register_forward_hook(_out)
     return module
 
 
-class Affine(nn.Module):
-    """What stands where there is no norm: a scale and a bias per channel, without statistics."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.bias.view(-1, 1, 1), x, self.weight.view(-1, 1, 1))
+def _out(module: nn.Module, inputs: tuple[Tensor, ...], output: dict[str, Tensor]) -> Tensor:
+    """Hook: of a segmentation model of torchvision only the logits."""
+    return output["out"]
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm of at most 32 groups (Wu & He 2018) with at least 8 channels each, as divisors allow."""
-    groups = max(g for g in range(1, max(1, min(32, channels // 8)) + 1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
+def _torchvision_names(module: str) -> list[str]:
+    from torchvision import models
 
-
-NORMS: dict[str, Callable[[int], nn.Module]] = {"group": group_norm, "none": Affine}
-
-
-def replace_norms(module: nn.Module, family: Family, name: str, norm: str | None) -> None:
-    """Puts another norm layer in the place of every batch norm; `batch` and None keep them.
-
-    Without norm the last scale of each residual branch starts at 0 and the network as the identity, which
-    is what lets deep ones train (SkipInit, De & Smith 2020; Fixup, Zhang et al. 2019).
-
-    Raises:
-        ConfigError: the architecture has only its own norm layer.
-    """
-    if norm is not None and family.own_norm:
-        raise ConfigError(
-            f"model.norm = {norm!r} does not fit model.name = '{TORCHVISION}{name}': {family.name} knows only its own "
-            "layer norm. Leave model.norm at None."
-        )
-    if norm not in NORMS:
-        return
-    for parent in list(module.modules()):
-        for key, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, key, NORMS[norm](child.num_features))
-    if norm == "none":
-        for branch in (branch for block in family.branches(module) for branch in block):
-            last = [m for m in branch.modules() if isinstance(m, Affine)][-1]
-            nn.init.zeros_(last.weight)
+    names: list[str] = models.list_models(module=models.segmentation if module else models)
+    return names
 
 
 def _strides(stage: nn.Module) -> bool:
-    return any(isinstance(m, nn.Conv2d) and m.stride[0] > 1 for m in stage.modules())
+    return any(
+        isinstance(m, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
+        and (m.stride if isinstance(m.stride, int) else m.stride[0]) > 1
+        for m in stage.modules()
+    )
 
 
-def _check_patches(name: str, image_size: int) -> None:
-    patch = int(name.rpartition("_")[2])
-    if image_size % patch:
-        below = image_size // patch * patch
-        valid = " or ".join(str(side) for side in (below, below + patch) if side)
+def _check_multiple(family: Family, name: str, image_size: int) -> None:
+    """ViTs cut the image into patches; MaxViT its maps, down to the coarsest at 1/32, into windows of 7."""
+    unit = {"ViT": int(name.rpartition("_")[2]) if family.name == "ViT" else 0, "MaxViT": 7 * 32}.get(family.name, 1)
+    if image_size % unit:
+        below = image_size // unit * unit
+        valid = " or ".join(str(side) for side in (below, below + unit) if side)
         raise ConfigError(
-            f"data.image_size = {image_size} is not a multiple of the {patch} px patches of model.name = "
-            f"'{TORCHVISION}{name}'. The nearest valid sizes: {valid}."
+            f"data.image_size = {image_size} is not a multiple of the {unit} px patches of model.name = {name!r}. "
+            f"The nearest valid sizes: {valid}."
         )
