@@ -11,12 +11,14 @@ from cvtune.errors import ConfigError
 from cvtune.recipe import Section, field
 
 TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
+ARCHIVES = (".zip", ".tar", ".parquet")  # what a data.source may end with that holds many images
 
 
 class Source(Section):
     source: str = field(
         "digits",
-        "Where the images are: a folder, an .npz file, digits (embedded), 'torchvision:NAME' (a published set that "
+        "Where the images are: a folder, an .npz file, archives (.zip, .tar or .parquet: one, a folder of them, or a "
+        "pattern such as 'shards/{000..127}.tar'), digits (embedded), 'torchvision:NAME' (a published set that "
         "`cvtune fetch` brings), or 'python:module:function'.",
     )
     val_share: float = field(0.15, "Share split off for validation where the source has no val part.", gt=0, lt=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cvtune.data.listing import Item, Pixels
+from cvtune.data.packed import Packed
 from cvtune.errors import DataError
 
 Fit = Literal["crop", "squash"]
@@ -20,11 +22,11 @@ LONGEST = 4  # times the shorter side; what is beyond is cut off before an image
 
 def load(item: Item) -> Pixels:
     """The image, uint8 (H, W, 3): a file is decoded, an array brought to three channels (see `decode`)."""
-    return decode(item) if isinstance(item, Path) else _rgb_from_array(item)
+    return _rgb_from_array(item) if isinstance(item, np.ndarray) else decode(item)
 
 
-def decode(path: Path) -> Pixels:
-    """Decodes an image file to uint8 (H, W, 3) RGB.
+def decode(file: Path | Packed) -> Pixels:
+    """Decodes an image file, or one in an archive, to uint8 (H, W, 3) RGB.
 
     Rotated by its EXIF orientation. Transparency shows white. Of an animation the first frame. 16-bit values keep
     their high byte. Floats are multiplied by 255 if all lie in 0..1, else the smallest becomes 0 and the largest 255.
@@ -33,12 +35,12 @@ def decode(path: Path) -> Pixels:
         DataError: the file is missing, truncated, or no image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file if isinstance(file, Path) else io.BytesIO(file.read())) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
         reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{path}: cannot be decoded ({reason}).{REMEDY}") from error
+        raise DataError(f"{file}: cannot be decoded ({reason}).{REMEDY}") from error
 
 
 def resize_keep(image: Pixels, side: int, fit: Fit) -> Pixels:

@@ -14,7 +14,7 @@ from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_PART_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PART_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def read(root: Path, source: Source) -> Listing:
@@ -36,7 +36,7 @@ def read(root: Path, source: Source) -> Listing:
             ignored += others
     classes = sorted({name for by_class in files.values() for name in by_class})
     if not classes:
-        loose = sum(_is_image(p.name) for p in part_folders["train"].iterdir())
+        loose = sum(is_image(p.name) for p in part_folders["train"].iterdir())
         raise DataError(
             f"{part_folders['train']}: has no class folders ({loose} images lie directly in it). "
             "Give each class a folder of its own, for example cats/1.jpg and dogs/1.jpg."
@@ -54,7 +54,7 @@ def _part_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     parts: dict[str, Path] = {}
     others: list[str] = []
     for folder in _folders(root):
-        part = _PART_FOLDERS.get(folder.name.lower())
+        part = PART_FOLDERS.get(folder.name.lower())
         if part is None or not _folders(folder):
             others.append(folder.name)
         elif part in parts:
@@ -89,7 +89,8 @@ def _refuse(error: OSError) -> NoReturn:
     ) from error
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image; hidden ones are not."""
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
@@ -100,7 +101,7 @@ def _images(class_folder: Path) -> tuple[list[Path], list[Path]]:
     for base, folders, names in os.walk(class_folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            (images if _is_image(name) else ignored).append(Path(base, name))
+            (images if is_image(name) else ignored).append(Path(base, name))
     return sorted(images), sorted(ignored)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cvtune.data import digits, folder, npz, torchvision, user
+from cvtune.data import archives, digits, folder, npz, torchvision, user
 from cvtune.data.listing import Listing
 from cvtune.sections import TORCHVISION, Source
 
@@ -23,4 +23,6 @@ def read_source(source: Source) -> Listing:
     if source.source.startswith(TORCHVISION):
         return torchvision.read(source)
     path = Path(source.source).expanduser().absolute()
+    if archives.claims(path):
+        return archives.read(path, source)
     return npz.read(path, source) if path.suffix == ".npz" else folder.read(path, source)
