@@ -17,16 +17,32 @@ ARCHIVES = (".zip", ".tar", ".parquet")  # what a data.source may end with that 
 class Source(Section):
     source: str = field(
         "digits",
-        "Where the images are: a folder, an .npz file, archives (.zip, .tar or .parquet: one, a folder of them, or a "
-        "pattern such as 'shards/{000..127}.tar'), digits (embedded), 'torchvision:NAME' (a published set that "
-        "`cvtune fetch` brings), or 'python:module:function'.",
+        "Where the images are: a folder, a manifest (.csv, .parquet), an .npz file, archives (.zip, .tar or .parquet: "
+        "one, a folder of them, or a pattern such as 'shards/{000..127}.tar'), digits (embedded), "
+        "'torchvision:NAME' (a published set that `cvtune fetch` brings), or 'python:module:function'.",
+    )
+    masks: str = field("masks", "Name of the folder beside images/ that holds the masks, where the source has any.")
+    classes: dict[str, str | None] = field(
+        {},
+        "Classes that are renamed, merged (the same new name) or ignored (null): {name in the data: new name}. Names "
+        "left out stay.",
     )
     val_share: float = field(0.15, "Share split off for validation where the source has no val part.", gt=0, lt=0.5)
     test_share: float = field(0.15, "Share split off for the final test where the source has none.", ge=0, lt=0.5)
-    split_seed: int = field(0, "Seed of that split (stratified by class).", ge=0, le=2**62)
+    split_seed: int = field(0, "Seed of that split (stratified by class; groups stay whole).", ge=0, le=2**62)
     max_corrupt: float = field(
-        0.01, "Share of unreadable images that is skipped and counted; above it we refuse.", ge=0, le=1
+        0.01,
+        "Share of images that is skipped and counted because they, or their masks, cannot be used; above it we refuse.",
+        ge=0,
+        le=1,
     )
+
+    @field_validator("masks")
+    @classmethod
+    def _plain_folder(cls, value: str) -> str:
+        if value in ("", ".", "..") or "/" in value or "\\" in value:
+            raise ConfigError(f"data.masks = {value!r} must be the name of a folder beside images/, not a path.")
+        return value
 
 
 class Budget(Section):

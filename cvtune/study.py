@@ -145,6 +145,7 @@ class Study(Section):
         valid = {
             **FIELDS,
             **SETTINGS,
+            "data.classes": None,  # no single value
             **describe(_kind(Scheduler, values.get("scheduler.name"), self.scheduler), "scheduler."),
             **describe(_kind(Searcher, values.get("searcher.name"), self.searcher), "searcher."),
         }

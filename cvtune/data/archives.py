@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cvtune.data.assemble import make_listing
 from cvtune.data.folder import PART_FOLDERS
 from cvtune.data.inside import by_folder
-from cvtune.data.listing import PARTS, Labelled, Labels, Listing, make_listing
+from cvtune.data.listing import PARTS, Labelled, Labels, Listing
 from cvtune.data.members import Found, list_members
 from cvtune.data.packed import forget_open_archives
-from cvtune.data.parquet import by_row
+from cvtune.data.parquet import by_row, holds_images
 from cvtune.data.webdataset import CLASS_NAMES, by_key
 from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import ARCHIVES, Source
@@ -26,8 +27,13 @@ _DATA = "data"  # the folder of Parquet files in data sets from Hugging Face
 
 
 def claims(path: Path) -> bool:
-    """Whether a source is read here: an archive, a pattern of archives, or a folder of archives and no other folder."""
+    """Whether a source is read here: an archive, a pattern of archives, or a folder of archives and no other folder.
+
+    A Parquet file with the paths of images, not their bytes, is a manifest.
+    """
     name = path.name.lower()
+    if name.endswith(".parquet") and path.is_file():
+        return holds_images(path)
     return name.endswith((*ARCHIVES, *_COMPRESSED)) or (path.is_dir() and bool(_in_folder(path)))
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from cvtune.data import store
 from cvtune.data.cache import remember, sweep
-from cvtune.data.decode import REMEDY, Fit, load, resize_keep
-from cvtune.data.listing import PARTS, Item, Labelled, Listing, Pixels, without_images
+from cvtune.data.decode import IN_MEMORY, REMEDY, Fit, load_pair
+from cvtune.data.fingerprint import Fingerprint, leaks
+from cvtune.data.listing import PARTS, Item, Labelled, Listing, join, without_images
 from cvtune.errors import DataError
 
 _AT_ONCE = 1024  # images that may be decoded and not yet written
@@ -29,7 +30,7 @@ class Plan:
     """What a store is to hold and where."""
 
     listing: Listing
-    fingerprint: str
+    contents: Fingerprint
     path: Path
     side: int
     fit: Fit
@@ -40,7 +41,7 @@ class Plan:
 class Scan:
     """What decoding has told where no store was made."""
 
-    bytes: int  # of the decoded images
+    bytes: int  # of the decoded images and masks
     corrupt: dict[int, str]  # position in the listing: 'name: reason'
     full: bool  # the disk was full before the limit was reached
 
@@ -62,12 +63,17 @@ def build(plan: Plan, limit: int, workers: int) -> Scan | None:
         scan = Scan(written.bytes, _named(plan.listing, written.corrupt), full=written.bytes <= limit)
         parts = without(plan.listing, scan.corrupt)
         check_corrupt(tuple(scan.corrupt.values()), len(plan.listing.labels()), plan.max_corrupt)
-        _check_classes(plan.listing.classes, parts)
+        _check_classes(plan.listing, parts)
         if written.complete and store.commit(file, plan.path, _index(plan, parts, scan, written.shapes)):
             record.unlink(missing_ok=True)
             return None
     remember(record, json.dumps(dataclasses.asdict(scan)).encode())
     return scan
+
+
+def told(plan: Plan, scan: Scan) -> tuple[str, ...]:
+    """The notices of the listing and of what the files hold, but for the corrupt ones."""
+    return (*plan.listing.notices, *leaks(plan.listing, plan.contents.copies, scan.corrupt))
 
 
 def without(listing: Listing, corrupt: Collection[int]) -> dict[str, Labelled]:
@@ -88,48 +94,60 @@ def check_corrupt(corrupt: tuple[str, ...], total: int, max_corrupt: float) -> N
         return
     more = f" and {len(corrupt) - 10} more" if len(corrupt) > 10 else ""
     raise DataError(
-        f"{len(corrupt)} of {total} images ({len(corrupt) / total:.1%}) cannot be decoded, and data.max_corrupt allows "
+        f"{len(corrupt)} of {total} images ({len(corrupt) / total:.1%}) cannot be used, and data.max_corrupt allows "
         f"{max_corrupt:.1%}: {'; '.join(corrupt[:10])}{more}. Mend or remove them, or raise data.max_corrupt."
     )
 
 
-def _check_classes(classes: tuple[str, ...], parts: dict[str, Labelled]) -> None:
+def _check_classes(listing: Listing, parts: dict[str, Labelled]) -> None:
     for part in ("train", "val"):
-        for name in without_images(classes, parts[part].labels):
-            raise DataError(
-                f"class {name!r} has only images in {part} that cannot be decoded. "
-                "Mend or replace them, or remove the class."
-            )
+        before = without_images(listing.classes, listing.parts[part].labels)  # a label is the rarest class shown
+        for name in without_images(listing.classes, parts[part].labels):
+            if name not in before:
+                raise DataError(
+                    f"class {name!r} has only images in {part} that cannot be decoded. "
+                    "Mend or replace them, or remove the class."
+                )
 
 
-def _decoded(plan: Plan, workers: int) -> Iterator[Pixels | DataError]:
+def _decoded(plan: Plan, workers: int) -> Iterator[store.Pair | DataError]:
     """Every image in order. Threads suffice: decoding and resizing release the interpreter lock."""
+    listing = plan.listing
 
-    def one(item: Item) -> Pixels | DataError:
+    def one(both: tuple[Item, Item | None]) -> store.Pair | DataError:
         try:
-            return resize_keep(load(item), plan.side, plan.fit)
+            return store.Pair(*load_pair(*both, listing.lookup, plan.side, plan.fit))
         except DataError as error:
             return error
 
-    items = plan.listing.items()
+    pairs = zip(listing.items(), listing.masks(), strict=True)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        while some := list(islice(items, _AT_ONCE)):
+        while some := list(islice(pairs, _AT_ONCE)):
             yield from pool.map(one, some)
 
 
 def _named(listing: Listing, errors: dict[int, DataError]) -> dict[int, str]:
     """The errors as 'name: reason', the name relative to the folder of the images."""
-    return {i: str(error).removeprefix(f"{listing.root}/").removesuffix(f".{REMEDY}") for i, error in errors.items()}
+    names = list(listing.names()) if errors else []
+    texts = {i: str(error).removeprefix(f"{listing.root}/").removesuffix(f".{REMEDY}") for i, error in errors.items()}
+    return {
+        i: names[i] + text.removeprefix(IN_MEMORY) if text.startswith(f"{IN_MEMORY}:") else text
+        for i, text in texts.items()
+    }
 
 
 def _index(plan: Plan, parts: dict[str, Labelled], scan: Scan, shapes: store.Shapes) -> store.Index:
     return store.Index(
         classes=plan.listing.classes,
-        fingerprint=plan.fingerprint,
+        fingerprint=plan.contents.digest,
         corrupt=tuple(scan.corrupt.values()),
-        notices=plan.listing.notices,
+        notices=told(plan, scan),
         sizes=tuple(len(parts[part].labels) for part in PARTS),
-        labels=np.concatenate([parts[part].labels for part in PARTS]),
+        task=plan.listing.task,
+        labels=join(parts, "labels"),
+        tags=join(parts, "tags"),
+        groups=join(parts, "groups"),
+        weights=join(parts, "weights"),
         shapes=shapes,
     )
 

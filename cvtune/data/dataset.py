@@ -11,18 +11,18 @@ from typing import Protocol
 import numpy as np
 
 from cvtune.data import store
-from cvtune.data.build import Plan, Scan, build, check_corrupt, without
+from cvtune.data.build import Plan, Scan, build, check_corrupt, told, without
 from cvtune.data.cache import allowance, cache_folder, locked
-from cvtune.data.decode import Fit, load, resize_keep
+from cvtune.data.decode import Fit, load, load_mask, resize_keep, resize_mask
 from cvtune.data.fingerprint import fingerprint
-from cvtune.data.listing import PARTS, Item, Labels, Pixels, Tags, Task
+from cvtune.data.listing import PARTS, Item, Labelled, Labels, Pixels, Tags, Task
 from cvtune.data.sources import read_source
 from cvtune.recipe import Data
 from cvtune.sections import Source
 
 
 class Images(Protocol):
-    """N images, each uint8 (h, w, 3) RGB of its own size, read-only. Picklable."""
+    """N images, each uint8 (h, w, 3) RGB of its own size, read-only; or masks (h, w). Picklable."""
 
     def __len__(self) -> int: ...
 
@@ -50,7 +50,7 @@ class Dataset:
     val: Part
     test: Part  # for the report at the end; no search looks at it
     fingerprint: str  # of the content of all images and labels
-    corrupt: tuple[str, ...]  # images that were skipped: 'name: reason'
+    corrupt: tuple[str, ...]  # images that were skipped, or their masks: 'name: reason'
     notices: tuple[str, ...]  # for the user, one line each
     store: Path | None  # for `open_store` in other processes; None: images are decoded at each access
     task: Task = "classify"
@@ -73,6 +73,24 @@ class DecodedImages:
         return image
 
 
+@dataclass(frozen=True)
+class DecodedMasks:
+    """The masks of `DecodedImages`, in the same way."""
+
+    items: Sequence[Item]
+    lookup: tuple[int, ...]
+    side: int
+    fit: Fit
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int, /) -> Pixels:
+        mask = resize_mask(load_mask(self.items[i], self.lookup), self.side, self.fit)
+        mask.flags.writeable = False
+        return mask
+
+
 def open_dataset(source: Source, data: Data, cache: Path | None, limit_bytes: int | None, workers: int) -> Dataset:
     """The images of a source, decoded with `workers` threads unless an earlier run on this node has done so.
 
@@ -85,11 +103,11 @@ def open_dataset(source: Source, data: Data, cache: Path | None, limit_bytes: in
         ConfigError: the source names user code that cannot be imported, or the cache folder cannot be used.
     """
     cache = cache_folder(cache)
-    listing = read_source(source)
+    listing = read_source(source, cache, workers)
     side = data.store_size or round(1.5 * data.image_size)
-    digest = fingerprint(listing, cache, workers)
-    key = hashlib.blake2b(f"{digest} {side} {data.fit} {store.MAGIC!r}".encode(), digest_size=16).hexdigest()
-    plan = Plan(listing, digest, cache / f"{key}.store", side, data.fit, source.max_corrupt)
+    contents = fingerprint(listing, cache, workers)
+    key = hashlib.blake2b(f"{contents.digest} {side} {data.fit} {store.MAGIC!r}".encode(), digest_size=16).hexdigest()
+    plan = Plan(listing, contents, cache / f"{key}.store", side, data.fit, source.max_corrupt)
     dataset = open_store(plan.path)
     if dataset is None:
         with locked(plan.path.with_suffix(".lock")):
@@ -108,19 +126,25 @@ def open_store(path: Path) -> Dataset | None:
     if index is None:
         return None
     stops = np.cumsum(index.sizes).tolist()
-    train, val, test = (
-        Part(store.StoreImages(path, stop - size, stop), index.labels[stop - size : stop])
-        for size, stop in zip(index.sizes, stops, strict=True)
-    )
+    train, val, test = (_stored(path, index, stop - size, stop) for size, stop in zip(index.sizes, stops, strict=True))
     notices = (*index.notices, *_skipped(index.corrupt))
-    return Dataset(index.classes, train, val, test, index.fingerprint, index.corrupt, notices, path)
+    return Dataset(index.classes, train, val, test, index.fingerprint, index.corrupt, notices, path, index.task)
+
+
+def _stored(path: Path, index: store.Index, start: int, stop: int) -> Part:
+    return Part(
+        store.StoreImages(path, start, stop),
+        index.labels[start:stop],
+        None if index.tags is None else index.tags[start:stop],
+        store.StoreImages(path, start, stop, masks=True) if index.has_masks else None,
+        None if index.groups is None else index.groups[start:stop],
+        None if index.weights is None else index.weights[start:stop],
+    )
 
 
 def _on_the_fly(plan: Plan, scan: Scan, limit: int) -> Dataset:
     labelled = without(plan.listing, scan.corrupt)
-    train, val, test = (
-        Part(DecodedImages(labelled[part].items, plan.side, plan.fit), labelled[part].labels) for part in PARTS
-    )
+    train, val, test = (_decoded_part(plan, labelled[part]) for part in PARTS)
     corrupt = tuple(scan.corrupt.values())
     need = f"{scan.bytes / 1e9:.3g} GB"
     if scan.full:
@@ -134,13 +158,24 @@ def _on_the_fly(plan: Plan, scan: Scan, limit: int) -> Dataset:
             "Raise resources.cache_gb, or name a larger disk with --cache DIR."
         )
     slow = f"Images are decoded anew at each access, which is slow: {why}"
-    notices = (*plan.listing.notices, *_skipped(corrupt), slow)
-    return Dataset(plan.listing.classes, train, val, test, plan.fingerprint, corrupt, notices, None)
+    notices = (*told(plan, scan), *_skipped(corrupt), slow)
+    return Dataset(
+        plan.listing.classes, train, val, test, plan.contents.digest, corrupt, notices, None, plan.listing.task
+    )
+
+
+def _decoded_part(plan: Plan, part: Labelled) -> Part:
+    return Part(
+        DecodedImages(part.items, plan.side, plan.fit),
+        part.labels,
+        part.tags,
+        None if part.masks is None else DecodedMasks(part.masks, plan.listing.lookup, plan.side, plan.fit),
+        part.groups,
+        part.weights,
+    )
 
 
 def _skipped(corrupt: tuple[str, ...]) -> tuple[str, ...]:
     if not corrupt:
         return ()
-    return (
-        f"{len(corrupt)} images cannot be decoded and are skipped (study.json lists them), for example {corrupt[0]}.",
-    )
+    return (f"{len(corrupt)} images cannot be used and are skipped (study.json lists them), for example {corrupt[0]}.",)

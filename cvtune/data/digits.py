@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvtune.data.listing import Labelled, Listing, make_listing
+from cvtune.data.assemble import make_listing
+from cvtune.data.listing import Labelled, Listing
 from cvtune.sections import Source
 
 

@@ -9,7 +9,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from cvtune.data.listing import Labelled, Listing, make_listing
+from cvtune.data.assemble import make_listing
+from cvtune.data.listing import Labelled, Listing
 from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import Source
 
@@ -24,15 +25,15 @@ def read(root: Path, source: Source) -> Listing:
         DataError: the folder is missing, or holds no classes that can be used.
     """
     if not root.is_dir():
-        near = did_you_mean(root.name, [p.name for p in _folders(root.parent)]) if root.parent.is_dir() else ""
+        near = did_you_mean(root.name, [p.name for p in folders_in(root.parent)]) if root.parent.is_dir() else ""
         raise DataError(f"{source.source}: no such folder. Check the path. {near}".rstrip())
     part_folders, notices = _part_folders(root)
     files: dict[str, dict[str, list[Path]]] = {}
     ignored: list[Path] = []
     for part, folder in part_folders.items():
         files[part] = {}
-        for class_folder in _folders(folder):
-            files[part][class_folder.name], others = _images(class_folder)
+        for class_folder in folders_in(folder):
+            files[part][class_folder.name], others = files_below(class_folder)
             ignored += others
     classes = sorted({name for by_class in files.values() for name in by_class})
     if not classes:
@@ -53,9 +54,9 @@ def _part_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The folder of each part, and notices. A `train` without folders inside is a class (of vehicles, say)."""
     parts: dict[str, Path] = {}
     others: list[str] = []
-    for folder in _folders(root):
+    for folder in folders_in(root):
         part = PART_FOLDERS.get(folder.name.lower())
-        if part is None or not _folders(folder):
+        if part is None or not folders_in(folder):
             others.append(folder.name)
         elif part in parts:
             raise DataError(
@@ -75,7 +76,12 @@ def _part_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     return parts, [notice] if others else []
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden, sorted.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
     except OSError as error:
@@ -89,19 +95,25 @@ def _refuse(error: OSError) -> NoReturn:
     ) from error
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, extensions: tuple[str, ...] = EXTENSIONS) -> bool:
     """Whether a file of this name is taken for an image; hidden ones are not."""
-    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+    return not name.startswith(".") and name.lower().endswith(extensions)
 
 
-def _images(class_folder: Path) -> tuple[list[Path], list[Path]]:
-    """The image files below a class folder and the files that were ignored, both sorted."""
+def files_below(top: Path, extensions: tuple[str, ...] = EXTENSIONS) -> tuple[list[Path], list[Path]]:
+    """The files below a folder that have one of the extensions, and those that were ignored, both sorted.
+
+    Hidden files are ignored, and what is in hidden folders is not even that.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
     images: list[Path] = []
     ignored: list[Path] = []
-    for base, folders, names in os.walk(class_folder, onerror=_refuse):
+    for base, folders, names in os.walk(top, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            (images if is_image(name) else ignored).append(Path(base, name))
+            (images if is_image(name, extensions) else ignored).append(Path(base, name))
     return sorted(images), sorted(ignored)
 
 

@@ -1,4 +1,7 @@
-"""NumPy archives: x_train, y_train and optionally x_val, y_val, x_test, y_test, class_names; or only x and y."""
+"""NumPy archives: x_train, y_train and optionally x_val, y_val, x_test, y_test, class_names; or only x and y.
+
+Masks are called m_train or stand in y_train.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from cvtune.data.arrays import checked_parts
-from cvtune.data.listing import PARTS, Listing, make_listing
+from cvtune.data.arrays import listing_of
+from cvtune.data.listing import PARTS, Listing
 from cvtune.errors import DataError
 from cvtune.sections import Source
 
 
-def read(path: Path, source: Source) -> Listing:
-    """Reads an .npz with images uint8 (N, H, W) or (N, H, W, 1, 3 or 4) and whole-number labels (N,).
+def read(path: Path, source: Source, workers: int = 1) -> Listing:
+    """Reads an .npz with images uint8 (N, H, W) or (N, H, W, 1, 3 or 4) and labels or masks as `listing_of` knows them.
+
+    Masks may also be called m_train, m_val, m_test, or m.
 
     Raises:
         DataError: the file is missing, is no archive, needs pickle, lacks an array, or its arrays do not fit.
     """
     arrays = _arrays(path)
-    named = {part: (f"x_{part}", f"y_{part}") for part in PARTS}
-    if "x" in arrays and "x_train" not in arrays:
-        named["train"] = ("x", "y")
+    alone = "x" in arrays and "x_train" not in arrays
+    named = {part: "" if alone and part == "train" else f"_{part}" for part in PARTS}
+    labels = "m" if "m" + named["train"] in arrays else "y"
     raw = {}
-    for part, (x, y) in named.items():
+    for part, suffix in named.items():
+        x, y = f"x{suffix}", f"{labels}{suffix}"
         if part != "train" and x not in arrays and y not in arrays:
             continue
         lacking = next((key for key in (x, y) if key not in arrays), None)
@@ -35,9 +41,11 @@ def read(path: Path, source: Source) -> Listing:
                 "x_train and y_train (and x_val, y_val, x_test, y_test if you have them), or x and y."
             )
         raw[part] = (arrays[x], arrays[y])
+    unused = sorted(set(arrays) & {f"y{suffix}" for suffix in named.values()}) if labels == "m" else []
+    notices = [f"{', '.join(unused)} beside masks ignored."] if unused else []
     names = arrays.get("class_names")
-    classes, parts = checked_parts(source.source, raw, None if names is None else [str(name) for name in names])
-    return make_listing(source, classes, parts, whole=set(parts) == {"train"})
+    classes = None if names is None else [str(name) for name in names]
+    return listing_of(source, raw, classes, workers=workers, notices=notices)
 
 
 def _arrays(path: Path) -> dict[str, Any]:

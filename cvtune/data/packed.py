@@ -43,6 +43,11 @@ class Packed:
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
 
+    @property
+    def suffix(self) -> str:
+        """The ending of its name, as of a Path."""
+        return Path(self.name).suffix
+
     def read(self) -> bytes:
         """The bytes of the image file. Many threads may read at once, since none moves another's position.
 

@@ -1,7 +1,8 @@
 """The store: all decoded images of a data set in one file that every process maps and none copies.
 
-The file is the pixels of one image after the other, then an index, then a footer with the index's length and
-digest. It gets its name only when it is complete, so what has the name is whole; the footer guards against the rest.
+The file is the pixels of one image after the other, each followed by its mask if it has one, then an index, then a
+footer with the index's length and digest. It gets its name only when it is complete, so what has the name is whole; the
+footer guards against the rest.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cvtune.data.listing import Labels, Pixels
+from cvtune.data.listing import COLUMNS, Labels, Pixels, Tags, Task
 from cvtune.errors import DataError
 
-MAGIC = b"cvtune01"  # changes with the layout, and with how images are decoded or resized
+MAGIC = b"cvtune02"  # changes with the layout, and with how images are decoded or resized
 _FOOTER = struct.Struct("<8sQ16s")  # magic, bytes of the index, BLAKE2b of the index
+_ARRAYS = (*COLUMNS, "shapes")  # of an Index; the rest of it is JSON
 Shapes = npt.NDArray[np.int64]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,12 +41,29 @@ class Index:
     corrupt: tuple[str, ...]  # 'name: reason'
     notices: tuple[str, ...]
     sizes: tuple[int, ...]  # images of train, val and test
+    task: Task
     labels: Labels  # int64 (N,)
+    tags: Tags | None  # float32 (N, K)
+    groups: Labels | None  # int64 (N,)
+    weights: Tags | None  # float32 (N,)
     shapes: Shapes  # height and width, int64 (N, 2)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether each image is followed by its mask."""
+        return self.task == "segment"
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each image begins and the last one ends, bytes, int64 (N + 1,)."""
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.shapes.prod(axis=1) * 3)])
+        planes = 4 if self.has_masks else 3
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.shapes.prod(axis=1) * planes)])
+
+
+class Pair(NamedTuple):
+    """A decoded image, uint8 (h, w, 3), and its mask, uint8 (h, w), if the task has masks."""
+
+    image: Pixels
+    mask: Pixels | None
 
 
 @dataclass(frozen=True)
@@ -53,23 +72,24 @@ class Written:
 
     shapes: Shapes  # of those that could be decoded, int64 (N, 2)
     corrupt: dict[int, DataError]  # position in the stream: what is wrong
-    bytes: int  # of all decoded images, written or not
+    bytes: int  # of all decoded images and masks, written or not
     complete: bool  # all decoded images are in the file
 
 
-def write_pixels(file: io.FileIO, images: Iterable[Pixels | DataError], limit: int) -> Written:
-    """Appends images until they exceed `limit` bytes or fill the disk; then empties the file and only counts on."""
+def write_pixels(file: io.FileIO, pairs: Iterable[Pair | DataError], limit: int) -> Written:
+    """Appends images and masks until they exceed `limit` bytes or fill the disk; then empties it and counts on."""
     shapes: list[tuple[int, int]] = []
     corrupt: dict[int, DataError] = {}
     total = 0
     complete = True
-    for position, image in enumerate(images):
-        if isinstance(image, DataError):
-            corrupt[position] = image
+    for position, pair in enumerate(pairs):
+        if isinstance(pair, DataError):
+            corrupt[position] = pair
             continue
-        shapes.append((image.shape[0], image.shape[1]))
-        total += image.nbytes
-        if complete and not (total <= limit and _append(file, image.data)):
+        shapes.append((pair.image.shape[0], pair.image.shape[1]))
+        planes = [plane for plane in pair if plane is not None]
+        total += sum(plane.nbytes for plane in planes)
+        if complete and not (total <= limit and all(_append(file, plane.data) for plane in planes)):
             complete = False
             file.truncate(0)
     return Written(np.array(shapes, np.int64).reshape(-1, 2), corrupt, total, complete)
@@ -77,9 +97,11 @@ def write_pixels(file: io.FileIO, images: Iterable[Pixels | DataError], limit: i
 
 def commit(file: io.FileIO, path: Path, index: Index) -> bool:
     """Appends the index to the pixels in `file` and gives the file its name `path`. False: the disk is full."""
-    meta = {f.name: getattr(index, f.name) for f in dataclasses.fields(Index) if f.name not in ("labels", "shapes")}
+    fields = {f.name: getattr(index, f.name) for f in dataclasses.fields(Index)}
+    meta = {name: value for name, value in fields.items() if name not in _ARRAYS}
+    arrays = {name: value for name, value in fields.items() if name in _ARRAYS and value is not None}
     buffer = io.BytesIO()
-    np.savez(buffer, meta=np.array(json.dumps(meta)), labels=index.labels, shapes=index.shapes)
+    np.savez(buffer, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
     content = buffer.getvalue()
     footer = _FOOTER.pack(MAGIC, len(content), _digest(content))
     if not _append(file, memoryview(content + footer)):
@@ -107,18 +129,18 @@ def read_index(path: Path) -> Index | None:
         meta: dict[str, Any] = json.loads(str(arrays["meta"]))
         for key, value in meta.items():
             meta[key] = tuple(value) if isinstance(value, list) else value
-        index = Index(**meta, labels=arrays["labels"], shapes=arrays["shapes"])
+        index = Index(**meta | {name: arrays.get(name) for name in _ARRAYS})
     return index if index.offsets()[-1] + length == end else None
 
 
 class StoreImages:
-    """Images `start` to `stop` of a store: read-only views uint8 (h, w, 3) of the mapped file.
+    """Images `start` to `stop` of a store: read-only views uint8 (h, w, 3) of the mapped file; or masks (h, w).
 
     The file is opened at the first access. Pickles as its path, so that each process maps the file itself.
     """
 
-    def __init__(self, path: Path, start: int, stop: int) -> None:
-        self._path, self._start, self._stop = path, start, stop
+    def __init__(self, path: Path, start: int, stop: int, masks: bool = False) -> None:
+        self._path, self._start, self._stop, self._masks = path, start, stop, masks
         self._opened: tuple[Pixels, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -130,10 +152,13 @@ class StoreImages:
         pixels, offsets, shapes = self._opened or self._open()
         row = self._start + i
         height, width = shapes[row]
-        return pixels[offsets[row] : offsets[row + 1]].reshape(height, width, 3)
+        middle = offsets[row] + height * width * 3
+        if self._masks:
+            return pixels[middle : offsets[row + 1]].reshape(height, width)
+        return pixels[offsets[row] : middle].reshape(height, width, 3)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoreImages, (self._path, self._start, self._stop)
+        return StoreImages, (self._path, self._start, self._stop, self._masks)
 
     def _open(self) -> tuple[Pixels, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         index = read_index(self._path)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cvtune.data.arrays import checked_parts
-from cvtune.data.listing import Listing, make_listing
+from cvtune.data.arrays import listing_of
+from cvtune.data.listing import Listing
 from cvtune.errors import ConfigError, DataError, did_you_mean
 from cvtune.sections import TORCHVISION, Source
 
@@ -215,5 +215,4 @@ def read(source: Source) -> Listing:
             "It is probably not whole: move it away, then `cvtune fetch TARGET` brings it anew."
         ) from error
     named = next((found for name in ("classes", "categories") if (found := getattr(opened["train"], name, None))), None)
-    classes, parts = checked_parts(source.source, raw, named)
-    return make_listing(source, classes, parts, whole=set(parts) == {"train"}, root=folder if row.paths else None)
+    return listing_of(source, raw, named, root=folder if row.paths else None)

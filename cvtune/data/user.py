@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cvtune.data.arrays import checked_parts
-from cvtune.data.listing import PARTS, Listing, make_listing
+from cvtune.data.arrays import listing_of
+from cvtune.data.listing import PARTS, Listing
 from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import Source
 from cvtune.usercode import load_function
 
 
-def read(source: Source) -> Listing:
+def read(source: Source, workers: int = 1) -> Listing:
     """Calls the function. It returns {"train": (images, labels)}, optionally with "val", "test" and "classes".
 
-    Images: uint8 arrays (H, W, 3) or (H, W), or paths of image files. Labels: whole numbers 0..K-1.
+    Images: uint8 arrays (H, W, 3) or (H, W), or paths of image files. Labels: whole numbers 0..K-1; of several labels
+    per image float, bool or uint8 (N, K); masks, as arrays (H, W) or paths. See `arrays.listing_of`.
 
     Raises:
         ConfigError: the function cannot be imported.
@@ -28,8 +29,7 @@ def read(source: Source) -> Listing:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{source.source} failed ({reason}). Call it by itself to see where.") from error
     result = _checked(source.source, result)
-    classes, parts = checked_parts(source.source, {p: result[p] for p in PARTS if p in result}, result.get("classes"))
-    return make_listing(source, classes, parts, whole=set(parts) == {"train"})
+    return listing_of(source, {p: result[p] for p in PARTS if p in result}, result.get("classes"), workers=workers)
 
 
 def _checked(where: str, result: Any) -> Mapping[str, Any]:

@@ -310,7 +310,7 @@ def test_a_data_set_is_opened_from_an_archive(photo_folder: Path, tmp_path: Path
         assert all(np.array_equal(a, b) for a, b in pairs)
     archive.write_bytes(bytes(archive.stat().st_size))  # who reads it again will notice
     os.utime(archive, (10**9, 10**9))
-    assert fingerprint(listed(photo_folder), cache, 1) == dataset.fingerprint
+    assert fingerprint(listed(photo_folder), cache, 1).digest == dataset.fingerprint
 
 
 def test_a_changed_archive_has_another_fingerprint(tmp_path: Path) -> None:
@@ -448,7 +448,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "0000.json: not readable as a label",
     ),
     "no parquet": (lambda d: unpacked(d, {"x.parquet": b"hello"}) / "x.parquet", "x.parquet: not readable as Parquet"),
-    "no images": (lambda d: table(d / "x.parquet", label=[0, 1]), "no single column of image files, only label"),
+    "no images": (
+        lambda d: table(d / "s" / "x.parquet", label=[0, 1]).parent,
+        "no single column of image files, only label",
+    ),
     "no labels": (lambda d: table(d / "x.parquet", image=[b"", b""]), "no column 'label', only image"),
     "null label": (lambda d: table(d / "x.parquet", image=[b""] * 3, label=[0, None, 1]), "row 1 has no label"),
     "float labels": (lambda d: table(d / "x.parquet", image=[b""] * 2, label=[0.5, 1]), "labels are double. They must"),

@@ -292,7 +292,7 @@ def test_few_corrupt_images_are_skipped(photos_here: Path, cache: Path) -> None:
         assert any(text.startswith("building/000.jpg: cannot be decoded (") for text in dataset.corrupt)
         assert len(dataset.train.labels) + len(dataset.val.labels) + len(dataset.test.labels) == 58
         assert dataset.notices[0].startswith(
-            "3 images cannot be decoded and are skipped (study.json lists them), for example building/00"
+            "3 images cannot be used and are skipped (study.json lists them), for example building/00"
         )
         for part in (dataset.train, dataset.val, dataset.test):
             assert len(part.images) == len(part.labels) == len(list(part.images))

@@ -1,0 +1,259 @@
+"""Manifests: a CSV or Parquet file with a row per image, which says where it lies and what is known of it.
+
+| column | holds |
+|---|---|
+| `path` | the image file, relative to the manifest's folder, which it may not leave |
+| `label` | its class |
+| or `labels` | its classes, separated by ';' (none: the cell is empty): several per image |
+| or `label:NAME`, one per class | how far it is NAME, 0..1, empty where unknown. Rows of sum 1 throughout: soft labels of one class per image; else several per image, as with `labels:NAME` |
+| or `mask` | its mask, a path like that of the image |
+| `split` | train, val or test; without the column we split |
+| `group` | images with the same text stay in one part (a patient, a scene); empty: this image alone |
+| `weight` | factor on its loss, above 0 |
+"""  # noqa: E501 (a table)
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from cvtune.data.assemble import make_listing
+from cvtune.data.folder import PART_FOLDERS
+from cvtune.data.listing import PARTS, Labelled, Labels, Listing, Tags, Task
+from cvtune.data.masks import listed_names, segmented
+from cvtune.errors import DataError, did_you_mean
+from cvtune.sections import Source
+
+SUFFIXES = (".csv", ".parquet")
+KINDS = ("label", "labels", "mask")
+COLUMNS = ("path", *KINDS, "split", "group", "weight")
+_SOFT = ("label:", "labels:")
+Texts = Sequence[str | None]  # the cells of a column; None where they are empty
+
+
+def read(path: Path, source: Source, cache: Path | None, workers: int) -> Listing:
+    """Lists the rows of a manifest. A file that is missing counts as corrupt when it is decoded.
+
+    Raises:
+        DataError: the manifest cannot be read, a column or cell is wrong, a path leaves the folder, or see
+            `make_listing`.
+        ConfigError: see `make_listing`.
+    """
+    table = _Table(path)
+    kind = table.kind()
+    everything, classes, task = _labelled(table, kind)
+    split = table.column("split")
+    rows = {"train": np.arange(table.rows)} if split is None else _parts(table, split)
+    parts = {part: everything.take(chosen) for part, chosen in rows.items()}
+    notices = [f"Columns that say nothing to us are ignored: {', '.join(table.others)}."] if table.others else []
+    if task == "segment":
+        names = listed_names(path.parent / "classes.txt")
+        return segmented(source, names, parts, root=path.parent, notices=notices, cache=cache, workers=workers)
+    whole = set(parts) == {"train"}
+    return make_listing(source, classes, parts, whole=whole, root=path.parent, notices=notices, task=task)
+
+
+class _Table:
+    """The columns of a manifest as texts, read when they are asked for.
+
+    Attributes:
+        rows: how many there are.
+        soft: the columns `label:NAME` or `labels:NAME`.
+        others: columns that mean nothing here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise DataError(f"{path}: no such file. Check the path.")
+        try:
+            names, self._read = _csv(path) if path.suffix == ".csv" else _parquet(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path}: not readable as {path.suffix[1:]} ({_first_line(error)}).") from error
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{path}: has two columns {twice!r}. Keep one.")
+        self.names = names
+        self.soft = [name for name in names if name.startswith(_SOFT)]
+        self.others = [name for name in names if name not in (*COLUMNS, *self.soft)]
+        self.paths = self.column("path")
+        if self.paths is None:
+            raise DataError(f"{path}: has no column 'path'. {did_you_mean('path', names)}")
+        self.rows = len(self.paths)
+        if not self.rows:
+            raise DataError(f"{path}: has no rows. Write one per image, below a line with the columns' names.")
+
+    def kind(self) -> str:
+        """The one column that says what images show: of KINDS, or 'label:' or 'labels:'."""
+        found = [name for name in KINDS if name in self.names]
+        found += [prefix for prefix in _SOFT if any(name.startswith(prefix) for name in self.soft)]
+        if len(found) != 1:
+            which = f"both {found[0]!r} and {found[1]!r}" if found else "nothing that says what the images show"
+            raise DataError(
+                f"{self.path}: has {which}. Give one of {', '.join(KINDS)}, or a column label:NAME for each class."
+                + ("" if found else f" Its columns: {', '.join(self.names)}.")
+            )
+        return found[0]
+
+    def column(self, name: str) -> Texts | None:
+        """The cells of a column; None if there is no such column."""
+        if name not in self.names:
+            return None
+        try:
+            return [cell if cell is None else cell.strip() or None for cell in self._read(name)]
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            raise DataError(f"{self.path}: column {name!r} cannot be read ({_first_line(error)}).") from error
+
+    def wanted(self, name: str) -> list[str]:
+        """The cells of a column that is there, none of which may be empty."""
+        cells = self.column(name) or []
+        for row, cell in enumerate(cells):
+            if cell is None:
+                raise self.wrong(row, name, "is empty", f"Every image needs a {name}: fill it in, or remove the row.")
+        return [cell for cell in cells if cell is not None]
+
+    def numbers(self, name: str, rule: str, is_valid: Callable[[float], bool]) -> Tags:
+        """A column of numbers, float32 (N,); NaN where a cell is empty."""
+        values = np.full(self.rows, np.nan, np.float32)
+        for row, cell in enumerate(self.column(name) or ()):
+            if cell is not None:
+                try:
+                    values[row] = float(cell)
+                except ValueError:
+                    raise self.wrong(row, name, f"= {cell!r}", rule) from None
+                if not is_valid(float(cell)):
+                    raise self.wrong(row, name, f"= {cell!r}", rule)
+        return values
+
+    def wrong(self, row: int, name: str, what: str, rule: str) -> DataError:
+        """What is said of a cell; rows are counted from 1, below the names."""
+        return DataError(f"{self.path}, row {row + 1}: {name} {what}. {rule}")
+
+
+def _csv(path: Path) -> tuple[list[str], Callable[[str], list[str | None]]]:
+    """Column names, and what reads the cells of one. Everything is text: a class may be called 007 or NA."""
+    with pa.csv.open_csv(path) as reader:
+        names = list(reader.schema.names)
+    options = pa.csv.ConvertOptions(
+        column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]
+    )
+    table = pa.csv.read_csv(path, convert_options=options)
+    return [name.strip() for name in names], lambda name: table.column(
+        [n.strip() for n in names].index(name)
+    ).to_pylist()
+
+
+def _parquet(path: Path) -> tuple[list[str], Callable[[str], list[str | None]]]:
+    file = pa.parquet.ParquetFile(path)
+
+    def cells(name: str) -> list[str | None]:
+        column = file.read([name]).column(0)
+        if pa.types.is_list(column.type):  # labels as a list of names
+            return [None if cell is None else ";".join(map(str, cell)) for cell in column.to_pylist()]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return [None if cell is None else str(cell) for cell in column.to_pylist()]
+
+    return list(file.schema_arrow.names), cells
+
+
+def _labelled(table: _Table, kind: str) -> tuple[Labelled, list[str], Task]:
+    """All rows as one part, the class names, and the task."""
+    base = Labelled(
+        _files(table, "path"), np.zeros(table.rows, np.int64), groups=_groups(table), weights=_weights(table)
+    )
+    if kind == "mask":
+        return base._replace(masks=_files(table, "mask")), [], "segment"
+    if kind == "label":
+        found, labels = np.unique(np.array(table.wanted("label")), return_inverse=True)
+        return base._replace(labels=labels.astype(np.int64)), found.tolist(), "classify"
+    if kind == "labels":
+        names, tags = _several(table.column("labels") or ())
+        return base._replace(tags=tags), names, "multilabel"
+    rule = "Write 0 (not shown) to 1 (shown), or leave it empty where it is unknown."
+    columns = [table.numbers(name, rule, lambda value: 0 <= value <= 1) for name in table.soft]
+    tags = np.stack(columns, axis=1)
+    one = kind == "label:" and bool((np.abs(tags.sum(axis=1) - 1) < 1e-3).all())  # NaN is not
+    return (
+        base._replace(tags=tags),
+        [name.partition(":")[2] for name in table.soft],
+        "classify" if one else "multilabel",
+    )
+
+
+def _several(cells: Texts) -> tuple[list[str], Tags]:
+    lists = [[name.strip() for name in (cell or "").split(";") if name.strip()] for cell in cells]
+    names = sorted({name for found in lists for name in found})
+    position = {name: i for i, name in enumerate(names)}
+    tags = np.zeros((len(lists), len(names)), np.float32)
+    for row, found in enumerate(lists):
+        tags[row, [position[name] for name in found]] = 1
+    return names, tags
+
+
+def _files(table: _Table, name: str) -> list[Path]:
+    """The files of a column, none of which may lie outside the manifest's folder, not even by a link."""
+    root = table.path.parent
+    real_root = os.path.realpath(root)
+    real_folders: dict[str, str] = {}  # many images share a folder: resolve each once
+    files = []
+    for row, text in enumerate(table.wanted(name)):
+        file = os.path.normpath(text)
+        full = os.path.join(root, file)  # noqa: PTH118 (a million of these; pathlib takes several times as long)
+        folder, base = os.path.split(full)
+        if folder not in real_folders:
+            real_folders[folder] = os.path.realpath(folder)
+        real = os.path.join(real_folders[folder], base)  # noqa: PTH118
+        if os.path.islink(full):  # noqa: PTH114
+            real = os.path.realpath(full)
+        if os.path.isabs(file) or os.path.commonpath([real_root, real]) != real_root:  # noqa: PTH117
+            raise table.wrong(
+                row, name, f"= {text!r} leaves {root}", "Paths are relative to the manifest's folder and stay in it."
+            )
+        files.append(Path(full))
+    return files
+
+
+def _parts(table: _Table, split: Texts) -> dict[str, Labels]:
+    """The rows of each part that has any, rising."""
+    rule = f"Write {', '.join(PARTS)}."
+    rows: dict[str, list[int]] = {}
+    for row, cell in enumerate(split):
+        part = PART_FOLDERS.get((cell or "").lower())
+        if part is None:
+            raise table.wrong(row, "split", f"= {cell!r}", rule)
+        rows.setdefault(part, []).append(row)
+    if "train" not in rows:
+        raise DataError(f"{table.path}: column 'split' names no row 'train'. {rule}")
+    return {part: np.array(chosen, np.int64) for part, chosen in rows.items()}
+
+
+def _groups(table: _Table) -> Labels | None:
+    cells = table.column("group")
+    if cells is None:
+        return None
+    named = {name: i for i, name in enumerate(sorted({cell for cell in cells if cell is not None}))}
+    alone = iter(range(len(named), len(named) + len(cells)))
+    return np.array([next(alone) if cell is None else named[cell] for cell in cells], np.int64)
+
+
+def _weights(table: _Table) -> Tags | None:
+    if "weight" not in table.names:
+        return None
+    rule = "A weight is a number above 0."
+    weights = table.numbers("weight", rule, lambda value: 0 < value < math.inf)
+    empty = np.flatnonzero(np.isnan(weights))
+    if len(empty):
+        raise table.wrong(int(empty[0]), "weight", "is empty", rule)
+    return weights
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
