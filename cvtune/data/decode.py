@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -106,12 +106,21 @@ def decode(file: Path | Packed) -> Pixels:
     Raises:
         DataError: the file is missing, truncated, no image, or has more than MAX_PIXELS.
     """
+    return _decoded(lambda: _stream(file), str(file))
+
+
+def decode_bytes(content: bytes, name: str) -> Pixels:
+    """The same for the content of an image file; `name` is for messages."""
+    return _decoded(lambda: io.BytesIO(content), name)
+
+
+def _decoded(stream: Callable[[], Path | io.BytesIO], name: str) -> Pixels:
     try:
-        with Image.open(_stream(file)) as image, _in_turn(image.width * image.height):
+        with Image.open(stream()) as image, _in_turn(image.width * image.height):
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
-        raise DataError(f"{file}: cannot be decoded ({_reason(error)}).{REMEDY}") from error
+        raise DataError(f"{name}: cannot be decoded ({_reason(error)}).{REMEDY}") from error
 
 
 def resize_keep(image: Pixels, side: int, fit: Fit) -> Pixels:
