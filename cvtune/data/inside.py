@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cvtune.data.folder import PART_FOLDERS, is_image
-from cvtune.data.listing import PARTS
+from cvtune.data.listing import PARTS, Labels
 from cvtune.data.members import Found, Members, items_of
 from cvtune.errors import DataError
 
@@ -20,37 +20,46 @@ def by_folder(where: str, members: Sequence[Members], *, is_part: bool) -> Found
     Raises:
         DataError: there are no class folders, two of one part, or parts without train.
     """
-    images = [(a, i) for a, each in enumerate(members) for i, name in enumerate(each.names) if is_image(_file(name))]
-    names = [members[a].names[i] for a, i in images]
+    which = np.array(
+        [(a, i) for a, each in enumerate(members) for i, name in enumerate(each.names) if is_image(_file(name))],
+        np.int64,
+    ).reshape(-1, 2)
+    names = [members[a].names[i] for a, i in which.tolist()]
     inside = _around(names, is_part)
     part_of, beside = ({}, set()) if is_part else _parts(where, [name[len(inside) :] for name in names])
-    ids: dict[str, int] = {}
-    chosen: list[tuple[int, int, list[str], tuple[int, int]]] = []  # part, class, path, which: sorted in this order
-    loose = 0
-    for name, which in zip(names, images, strict=True):
-        path = name[len(inside) :].split("/")
-        part = part_of.get(path[0], -1) if len(path) > 1 else -1
-        if part_of and part < 0:
-            continue
-        folders = path[1:] if part_of else path
-        if len(folders) < 2:
-            loose += 1
-            continue
-        chosen.append((max(part, 0), ids.setdefault(folders[0], len(ids)), path, which))
-    if not chosen:
-        raise DataError(_no_classes(where, members, loose))
-    classes = sorted(ids)
-    rank = np.argsort(np.argsort(list(ids)))  # of each id among the sorted classes
-    chosen.sort(key=lambda each: (each[3][0], each[0], rank[each[1]], each[2]))
+    parts, labels, classes = _sorted_into(names, len(inside), part_of)
+    good = np.flatnonzero(labels >= 0)
+    if not len(good):
+        raise DataError(_no_classes(where, members, int(np.count_nonzero(parts >= 0))))
+    by_path = np.array(sorted(good.tolist(), key=lambda i: names[i].replace("/", "\0")))  # as Paths are sorted
+    order = by_path[np.lexsort((labels[by_path], parts[by_path], which[by_path, 0]))]
     return Found(
-        items=items_of(members, [each[3] for each in chosen]),
-        labels=np.array([rank[each[1]] for each in chosen], np.int64),
+        items=items_of(members, which[order]),
+        labels=labels[order],
         classes=tuple(classes),
-        parts=np.array([each[0] for each in chosen], np.int64) if part_of else None,
+        parts=parts[order] if part_of else None,
         ignored=[name for each in members for name in each.names if _is_lost(name)],
         inside=inside.rstrip("/"),
         notices=_beside(part_of, beside),
     )
+
+
+def _sorted_into(names: Sequence[str], start: int, part_of: Mapping[str, int]) -> tuple[Labels, Labels, list[str]]:
+    """Part and class of each name, read from `start`, -1 where it has none; and the sorted names of the classes."""
+    ids: dict[str, int] = {}
+    parts, labels = np.zeros(len(names), np.int64), np.full(len(names), -1)
+    for i, name in enumerate(names):
+        if part_of:
+            top, _, rest = name[start:].partition("/")
+            parts[i] = part_of.get(top, -1)
+        else:
+            rest = name[start:]
+        folder, slash, _ = rest.partition("/")
+        if slash and parts[i] >= 0:
+            labels[i] = ids.setdefault(folder, len(ids))
+    rank = np.argsort(np.argsort(np.array(list(ids), object))).astype(np.int64)  # of each id among the sorted names
+    labels[labels >= 0] = rank[labels[labels >= 0]]
+    return parts, labels, sorted(ids)
 
 
 def _file(name: str) -> str:

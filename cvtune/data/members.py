@@ -205,13 +205,12 @@ def _octal(field: bytes) -> int | None:
         return None
 
 
-def items_of(members: Sequence[Members], chosen: Sequence[tuple[int, int]]) -> PackedItems:
-    """The items of the members `chosen`, as (number of the archive, number of the member in it)."""
-    names = Texts.of(members[archive].names[i] for archive, i in chosen)
+def items_of(members: Sequence[Members], chosen: npt.NDArray[np.int64]) -> PackedItems:
+    """The items of the members `chosen`, int64 (N, 2): number of the archive, number of the member in it."""
+    names = Texts.of(members[archive].names[i] for archive, i in chosen.tolist())
     places = np.zeros((len(chosen), 6), np.int64)
-    pairs = np.array(chosen, np.int64).reshape(-1, 2)
-    for archive in np.unique(pairs[:, 0]):
-        rows = np.flatnonzero(pairs[:, 0] == archive)
-        places[rows] = members[archive].places[pairs[rows, 1]]
+    for archive in np.unique(chosen[:, 0]).tolist():
+        rows = np.flatnonzero(chosen[:, 0] == archive)
+        places[rows] = members[archive].places[chosen[rows, 1]]
         places[rows, 0] = archive
     return PackedItems(tuple(each.archive for each in members), names, places)

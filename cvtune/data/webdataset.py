@@ -6,6 +6,7 @@ The key is the name up to the first dot of its last part, as in https://github.c
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,19 +28,18 @@ def by_key(where: str, members: Sequence[Members]) -> Found | None:
     Raises:
         DataError: an image has no label, a sample has two images, or some labels are numbers and others names.
     """
-    images: list[tuple[int, int]] = []
-    sidecars: list[tuple[int, int]] = []
+    pairs = array("q")  # archive and image, archive and what tells its class
     unlabelled = ""
     for number, each in enumerate(members):
         for i, sidecar in _samples(each):
             if sidecar is None:
                 unlabelled = unlabelled or f"{each.archive}/{each.names[i]}"
             else:
-                images.append((number, i))
-                sidecars.append((number, sidecar))
-    if not images:
+                pairs.extend((number, i, number, sidecar))
+    if not pairs:
         return None
-    files = items_of(members, sidecars)
+    both = np.frombuffer(pairs, np.int64).reshape(-1, 4)
+    files = items_of(members, both[:, 2:])
     labels = [_label(files.at(row)) for row in range(len(files))]
     if all(label is None for label in labels):
         return None  # a .json about each image that says nothing of its class
@@ -55,7 +55,7 @@ def by_key(where: str, members: Sequence[Members]) -> Found | None:
         raise DataError(
             f"{where}: the class is {numbers[0]} of one image and {named!r} of another. Use numbers or names."
         )
-    items = items_of(members, images)
+    items = items_of(members, both[:, :2])
     if numbers:
         return Found(items, np.array(numbers, np.int64), None)
     classes, positions = np.unique(np.array(labels), return_inverse=True)
