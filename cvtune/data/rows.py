@@ -87,6 +87,7 @@ class _Groups:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
+        self._bytes = 0
 
     def read(self, path: Path, row: int) -> bytes:
         """See `read_row`."""
@@ -95,12 +96,13 @@ class _Groups:
             number = int(np.searchsorted(table.stops, row, side="right"))
             if table.column is None or number == len(table.stops):
                 raise OSError("the file has no such row any more")
-            group = self._groups.pop((path, number), None)
+            group = self._groups.get((path, number))
             if group is None:
-                group = table.group(number)
-            self._groups[path, number] = group
-            while len(self._groups) > 1 and sum(each.nbytes for each in self._groups.values()) > KEEP_BYTES:
-                self._groups.popitem(last=False)
+                group = self._groups[path, number] = table.group(number)
+                self._bytes += group.nbytes
+            self._groups.move_to_end((path, number))
+            while len(self._groups) > 1 and self._bytes > KEEP_BYTES:
+                self._bytes -= self._groups.popitem(last=False)[1].nbytes
         start = int(table.stops[number - 1]) if number else 0
         content: bytes | None = group[row - start].as_py()
         if content is None:
