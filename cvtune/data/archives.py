@@ -161,6 +161,11 @@ def _classes(root: Path, found: Mapping[str, Found]) -> tuple[Sequence[str], dic
     labels = {part: each.labels for part, each in found.items()}
     if named == {None}:
         largest = max(int(each.max(initial=-1)) for each in labels.values())
+        if largest >= (total := sum(map(len, labels.values()))):
+            raise DataError(
+                f"{root}: the largest label is {largest}, but there are {total} images. Labels are whole numbers "
+                "0..K-1, and each class needs images: renumber them, or give names."
+            )
         return _class_names(root, largest), labels
     if len(named) == 1:
         return next(iter(found.values())).classes or (), labels

@@ -114,9 +114,10 @@ def _labels(path: Path, column: Any) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = column.to_numpy()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return values
-    if not pa.types.is_integer(column.type) or values.min(initial=0) < 0:
+    whole = pa.types.is_integer(column.type)
+    if not whole or values.min(initial=0) < 0 or values.max(initial=0) >= 10**9:
         raise DataError(
-            f"{path}: labels are {column.type}{' with negative ones' * pa.types.is_integer(column.type)}. "
+            f"{path}: labels are {column.type}{f' from {values.min()} to {values.max()}' if whole else ''}. "
             "They must be whole numbers 0..K-1 or names, one per image."
         )
     return values.astype(np.int64)

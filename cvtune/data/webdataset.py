@@ -96,8 +96,10 @@ def _label(item: Packed) -> int | str | None:
         raise DataError(f"{item}: not readable as a label ({error}). Write it anew.") from error
     if isinstance(value, dict):
         value = next((value[key] for key in _IN_JSON if key in value), None)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        return int(value)
     if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdigit() else value or None
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value or None
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9):
         return value
     raise DataError(f"{item}: the class is {value!r}. Classes are whole numbers 0..K-1, or names.")

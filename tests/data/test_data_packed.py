@@ -455,7 +455,18 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no labels": (lambda d: table(d / "x.parquet", image=[b"", b""]), "no column 'label', only image"),
     "null label": (lambda d: table(d / "x.parquet", image=[b""] * 3, label=[0, None, 1]), "row 1 has no label"),
     "float labels": (lambda d: table(d / "x.parquet", image=[b""] * 2, label=[0.5, 1]), "labels are double. They must"),
-    "negative labels": (lambda d: table(d / "x.parquet", image=[b""] * 2, label=[-1, 1]), "int64 with negative ones"),
+    "negative labels": (
+        lambda d: table(d / "x.parquet", image=[b""] * 2, label=[-1, 1]),
+        "labels are int64 from -1 to 1",
+    ),
+    "sparse labels": (
+        lambda d: table(d / "x.parquet", image=[b""] * 2, label=[0, 10**8]),
+        "the largest label is 100000000, but there are 2 images",
+    ),
+    "huge label": (
+        lambda d: tarred(d / "x.tar", samples(4, lambda i: {"json": b'{"label": 1e99}'.replace(b"1e99", b"9" * 99)})),
+        "0000.json: the class is 9{99}. Classes are whole numbers",
+    ),
     "unknown split": (
         lambda d: table(d / "x.parquet", image=[b""] * 2, label=[0, 1], split=["train", "tset"]),
         "the split 'tset' is unknown. Did you mean 'test'",
