@@ -11,6 +11,7 @@ from cvtune.errors import ConfigError
 from cvtune.recipe import Section, field
 
 TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
+MANIFESTS = (".csv", ".parquet")  # end one that is a table with a row per image
 ARCHIVES = (".zip", ".tar", ".parquet")  # what a data.source may end with that holds many images
 
 

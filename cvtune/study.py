@@ -18,7 +18,7 @@ from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.recipe import FIELDS, Recipe, Section, Value, describe, field
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
-from cvtune.sections import ARCHIVES, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
+from cvtune.sections import ARCHIVES, MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
 from cvtune.space import LogUniform, Space, Uniform, space
 
 FORMAT = 1  # of study.json; a reader accepts its own and every lower number
@@ -261,14 +261,14 @@ def load(target: str) -> Study:
     if target == "digits" or target.startswith(TORCHVISION) or path.is_dir() or _is_images(target.lower()):
         return for_data(target)
     raise ConfigError(
-        f"{target!r} is neither a workflow (.py), a study (.json), a folder or archive of images nor torchvision:NAME. "
-        "Check the path; `cvtune run workflows/quickstart.py` and `cvtune run digits` always work."
+        f"{target!r} is neither a workflow (.py), a study (.json), a folder, manifest or archive of images nor "
+        "torchvision:NAME. Check the path; `cvtune run workflows/quickstart.py` and `cvtune run digits` always work."
     )
 
 
 def _is_images(name: str) -> bool:
     """Whether the name is one of a file of images; a compressed tar is refused where it would be read."""
-    return name.endswith((".npz", *ARCHIVES, ".tar.gz", ".tgz"))
+    return name.endswith((".npz", *MANIFESTS, *ARCHIVES, ".tar.gz", ".tgz"))
 
 
 def read(path: Path) -> Study:

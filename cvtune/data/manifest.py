@@ -31,7 +31,6 @@ from cvtune.data.masks import listed_names, segmented
 from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import Source
 
-SUFFIXES = (".csv", ".parquet")
 KINDS = ("label", "labels", "mask")
 COLUMNS = ("path", *KINDS, "split", "group", "weight")
 _SOFT = ("label:", "labels:")
@@ -201,7 +200,7 @@ def _several(cells: Texts) -> tuple[list[str], Tags]:
 def _files(table: _Table, name: str) -> list[Path]:
     """The files of a column, none of which may lie outside the manifest's folder, not even by a link."""
     root = table.path.parent
-    real_root = os.path.realpath(root)
+    inside = os.path.join(os.path.realpath(root), "")  # noqa: PTH118
     real_folders: dict[str, str] = {}  # many images share a folder: resolve each once
     files = []
     for row, text in enumerate(table.wanted(name)):
@@ -213,7 +212,7 @@ def _files(table: _Table, name: str) -> list[Path]:
         real = os.path.join(real_folders[folder], base)  # noqa: PTH118
         if os.path.islink(full):  # noqa: PTH114
             real = os.path.realpath(full)
-        if os.path.isabs(file) or os.path.commonpath([real_root, real]) != real_root:  # noqa: PTH117
+        if os.path.isabs(file) or not real.startswith(inside):  # noqa: PTH117
             raise table.wrong(
                 row, name, f"= {text!r} leaves {root}", "Paths are relative to the manifest's folder and stay in it."
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cvtune.data import archives, digits, folder, manifest, npz, segmentation, torchvision, user
 from cvtune.data.listing import Listing
-from cvtune.sections import TORCHVISION, Source
+from cvtune.sections import MANIFESTS, TORCHVISION, Source
 
 
 def read_source(source: Source, cache: Path | None = None, workers: int = 1) -> Listing:
@@ -27,7 +27,7 @@ def read_source(source: Source, cache: Path | None = None, workers: int = 1) -> 
         return npz.read(path, source, workers)
     if archives.claims(path):
         return archives.read(path, source)
-    if path.suffix in manifest.SUFFIXES:
+    if path.suffix in MANIFESTS:
         return manifest.read(path, source, cache, workers)
     if segmentation.looks_like_one(path, source):
         return segmentation.read(path, source, cache, workers)

@@ -64,24 +64,27 @@ def _by_class(source: Source, labels: Labels, test_share: float) -> dict[str, La
 
 
 def _by_group(members: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> Labels:
-    """The part of each group, int64 (G,), by iterative stratification (Sechidis et al. 2011).
+    """The part of each group, int64 (G,), dealt out as in iterative stratification (Sechidis et al. 2011).
 
-    `members` is (G, K + 1), the last column all images; `shares` (P,), of sum 1. The rarest class that is left is dealt
-    out first, its largest group first, to the part that lacks most images of it; its last groups to parts that have
-    none yet.
+    `members` is (G, K + 1), the last column all images; `shares` (P,), of sum 1. The rarest class that is left comes
+    first, and of it the largest group; it goes where it brings the shares of all classes nearest to what they should
+    be (chi-squared). The last groups of a class go to parts that have none of it yet.
     """
-    wanted = shares[:, None] * members.sum(axis=0)  # (P, K), images still to come
-    had = np.zeros(wanted.shape, bool)
+    members = members / np.maximum(members.sum(axis=0), 1)  # shares of each class
+    lacking = np.repeat(shares[:, None], members.shape[1], axis=1)  # (P, K + 1)
+    had = np.zeros(lacking.shape, bool)
     owner = np.full(len(members), -1, np.int64)
     while (free := owner < 0).any():
         left = (members[free] > 0).sum(axis=0)
         rarest = int(np.where(left > 0, left, len(members) + 1).argmin())
         mine = np.flatnonzero(free & (members[:, rarest] > 0))
         for done, group in enumerate(mine[np.argsort(-members[mine, rarest], kind="stable")]):
+            part = members[group]
+            costs = (part * (part - 2 * lacking)).sum(axis=1) / shares
             empty = ~had[:, rarest]
-            candidates = empty if 0 < empty.sum() >= len(mine) - done else np.ones(len(shares), bool)
-            need = np.where(candidates, wanted[:, rarest] + 1e-9 * wanted[:, -1], -np.inf)
-            owner[group] = need.argmax()
-            wanted[owner[group]] -= members[group]
-            had[owner[group]] |= members[group] > 0
+            if 0 < empty.sum() >= len(mine) - done:
+                costs[~empty] = np.inf
+            owner[group] = costs.argmin()
+            lacking[owner[group]] -= part
+            had[owner[group]] |= part > 0
     return owner

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cvtune.data.decode import decode, load, resize_keep
+from cvtune.data import decode as decode_module
+from cvtune.data.decode import MAX_PIXELS, decode, load, mask_values, resize_keep
 from cvtune.errors import DataError
 
 RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (16, 1))  # (16, 32), rises from left to right
@@ -133,3 +141,63 @@ def test_an_elongated_image_keeps_its_center() -> None:
     image = np.zeros((10, 100, 3), np.uint8)
     image[:, 30:70] = 255
     assert (resize_keep(image, 10, "crop") == 255).all()
+
+
+def header_only(path: Path, width: int, height: int) -> Path:
+    """A PNG that claims to be large and holds next to nothing."""
+    content = bytearray(saved(Image.new("L", (1, 1)), path).read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (12_700, 12_700)])  # beyond Pillow's own limit, and below it
+@pytest.mark.parametrize("read", [decode, mask_values])
+def test_images_of_too_many_pixels_are_refused_by_their_header(
+    tmp_path: Path, size: tuple[int, int], read: Callable[[Path], object]
+) -> None:
+    assert size[0] * size[1] > MAX_PIXELS
+    with pytest.raises(DataError, match=r"large.png: cannot be decoded.*at most 160 (are|megapixels are) read"):
+        read(header_only(tmp_path / "large.png", *size))
+
+
+def test_four_hundred_megapixels_take_no_memory(tmp_path: Path) -> None:
+    path = saved(Image.new("1", (20_000, 20_000)), tmp_path / "large.png")
+    np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint8, (20_000, 20_000)).flush()
+    code = (
+        "import pathlib, resource, sys\n"
+        "from cvtune.data.decode import decode, mask_values\n"
+        "from cvtune.errors import DataError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for read, path in ((decode, sys.argv[1]), (mask_values, sys.argv[1]), (mask_values, sys.argv[2])):\n"
+        "    try: read(pathlib.Path(path))\n"
+        "    except DataError: pass\n"
+        "    else: sys.exit('it was read')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    call = [sys.executable, "-W", "ignore", "-c", code, str(path), str(tmp_path / "large.npy")]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20_000  # KiB
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(Image.fromarray(COLORS), tmp_path / "a.png")
+    at_once, most = 0, 0
+    real = decode_module._rgb
+
+    def rgb(image: Image.Image) -> np.ndarray:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.02)
+        at_once -= 1
+        return real(image)
+
+    monkeypatch.setattr(decode_module, "_rgb", rgb)
+    for limit, expected in ((10**9, 4), (10, 1)):
+        monkeypatch.setattr(decode_module, "_LARGE", limit)
+        most = 0
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(decode, [tmp_path / "a.png"] * 4))
+        assert (most == 1) == (expected == 1)

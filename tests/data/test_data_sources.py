@@ -117,6 +117,35 @@ def test_npz(tmp_path: Path) -> None:
         assert [len(p.labels) for p in listing.parts.values()] == [8, 2, 2]
 
 
+MASKS = (X.mean(axis=(1, 2), keepdims=True) < X).astype(np.uint8)
+
+
+@pytest.mark.parametrize("keys", [("x", "m"), ("x_train", "m_train"), ("x_train", "y_train")])
+def test_npz_with_masks(tmp_path: Path, keys: tuple[str, str]) -> None:
+    listing = listed(make_npz(tmp_path / "a.npz", **dict(zip(keys, (X, MASKS), strict=True))))
+    assert (listing.task, listing.classes) == ("segment", ("background", "foreground"))
+    for image, mask in zip(listing.items(), listing.masks(), strict=True):
+        assert isinstance(image, np.ndarray)
+        np.testing.assert_array_equal(mask, image > image.mean())
+    both = make_npz(tmp_path / "b.npz", x=X, y=Y, m=MASKS[..., None], class_names=["ground", "thing"])
+    assert listed(both).notices == ("y beside masks ignored.",)
+    assert listed(both).classes == ("ground", "thing")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.bool_])
+def test_npz_with_several_labels(tmp_path: Path, dtype: Any) -> None:
+    tags = np.stack([Y, 1 - Y, Y * 0 + 1], axis=1).astype(dtype)
+    listing = listed(make_npz(tmp_path / "a.npz", x_train=X, y_train=tags, x_val=X[:4], y_val=tags[:4]))
+    assert (listing.task, listing.classes) == ("multilabel", ("0", "1", "2"))
+    train = listing.parts["train"].tags
+    assert train is not None and train.dtype == np.float32
+    np.testing.assert_array_equal(train, tags)
+    if np.issubdtype(dtype, np.floating):
+        tags[0, 2] = np.nan
+        unknown = listed(make_npz(tmp_path / "b.npz", x_train=X, y_train=tags, x_val=X[:4], y_val=tags[:4]))
+        assert np.isnan(unknown.parts["train"].tags).sum() == 1  # type: ignore[arg-type]
+
+
 def bad_folders() -> list[Any]:
     return [
         ({}, "no such folder"),
@@ -179,6 +208,13 @@ def test_a_class_that_test_lacks_is_a_notice(tmp_path: Path) -> None:
         ({"x": np.zeros((12, 3, 8, 8), np.uint8), "y": Y}, r"shape \(3, 8, 8\).*channels last"),
         ({"x": X[0], "y": Y[:4]}, r"shape \(4, 4\)"),
         ({"x": X, "y": np.stack([Y, Y], 1)}, r"labels have shape \(12, 2\)"),
+        ({"x": X, "y": np.stack([Y, Y], 1) * 2.0}, "a label is 2. Of several labels per image each is 0"),
+        ({"x": X, "y": np.ones((12, 2)), "class_names": ["a"]}, "2 columns, but there are 1 classes"),
+        ({"x_train": X, "y_train": np.ones((12, 2)), "x_val": X, "y_val": np.ones((12, 3))}, "have 2, 3 columns"),
+        ({"x_train": X, "y_train": MASKS, "x_val": X, "y_val": Y}, "train are those of 'segment'"),
+        ({"x": X, "m": MASKS[:5]}, "12 images but 5 masks"),
+        ({"x": X, "m": MASKS / 2}, r"mask 0 has dtype float64 and shape \(4, 4\)"),
+        ({"x": X, "m": MASKS * 255}, "only the class '0'"),
         ({"x": X, "y": np.array([None] * 12)}, "not readable as an .npz"),
         ({"x_train": X, "y_train": Y, "x_val": X, "y_val": Y + 1}, "class '2' has no images in train, but val has"),
     ],
@@ -217,8 +253,15 @@ def test_user_function(module: Callable[[str, str], Path], photo_folder: Path) -
         f"files = sorted(Path({str(photo_folder)!r}).glob('*/*'))\n"
         "def paths(): return {'train': (files, [i // 20 for i in range(60)]), 'classes': ['x', 'y', 'z']}\n"
         "def arrays(): return {'train': (np.zeros((8, 5, 6, 3), np.uint8), np.arange(8) % 2),\n"
-        "    'val': ([np.zeros((3, 4), np.uint8), np.zeros((5, 4, 3), np.uint8)], [0, 1])}\n",
+        "    'val': ([np.zeros((3, 4), np.uint8), np.zeros((5, 4, 3), np.uint8)], [0, 1])}\n"
+        "def masks():\n"
+        "    ragged = [np.eye(h, w, dtype=np.int64) for h, w in ((3, 4), (5, 4), (2, 9))]\n"
+        "    images = [np.zeros(mask.shape, np.uint8) for mask in ragged]\n"
+        "    return {'train': (images, ragged), 'val': (images, ragged), 'classes': ['ground', 'thing']}\n",
     )
+    masks = listed("python:my_data:masks")
+    assert (masks.task, masks.classes) == ("segment", ("ground", "thing"))
+    assert [item.shape for item in masks.parts["val"].masks or ()] == [(3, 4), (5, 4), (2, 9)]  # type: ignore[union-attr]
     paths = listed("python:my_data:paths")
     assert paths.classes == ("x", "y", "z")
     assert [len(part.labels) for part in paths.parts.values()] == [42, 9, 9]
