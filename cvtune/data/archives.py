@@ -41,8 +41,8 @@ def read(path: Path, source: Source) -> Listing:
     """Lists the images in archives: their headers and labels are read, no image is.
 
     Several archives are parts by the beginning of their names, or by their folders: `train.zip` and `val.zip`,
-    `train-00000.tar`, `test/0.parquet`. One archive holds all, and may tell
-    parts by folders inside or by a column 'split'.
+    `train-00000.tar`, `test/0.parquet`. One archive holds all, and may tell parts by folders inside or by a column
+    'split'.
 
     Raises:
         DataError: no archive is found, one cannot be used as it is, or they hold no classes that can be used.
