@@ -52,8 +52,8 @@ def run(
     target: Annotated[
         str,
         typer.Argument(
-            help="WORKFLOW.py, STUDY.json, or images: a folder, a manifest (.csv, .parquet), an .npz file, digits, "
-            "torchvision:NAME.",
+            help="WORKFLOW.py, STUDY.json, or images: a folder, a manifest (.csv, .parquet), a .zip, .tar, .parquet or "
+            ".npz, digits, torchvision:NAME.",
             metavar="TARGET",
         ),
     ],
@@ -142,7 +142,8 @@ def preview(
     data: Annotated[
         str,
         typer.Argument(
-            help="Images: a folder, a manifest, an .npz file, digits, torchvision:NAME; or a WORKFLOW.py.",
+            help="Images: a folder, a manifest, a .zip, .tar, .parquet or .npz, digits, torchvision:NAME; or a "
+            "WORKFLOW.py.",
             metavar="DATA",
         ),
     ],

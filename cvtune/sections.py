@@ -12,12 +12,14 @@ from cvtune.recipe import Section, field
 
 TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
 MANIFESTS = (".csv", ".parquet")  # end one that is a table with a row per image
+ARCHIVES = (".zip", ".tar", ".parquet")  # what a data.source may end with that holds many images
 
 
 class Source(Section):
     source: str = field(
         "digits",
-        "Where the images are: a folder, a manifest (.csv, .parquet), an .npz file, digits (embedded), "
+        "Where the images are: a folder, a manifest (.csv, .parquet), an .npz file, archives (.zip, .tar or .parquet: "
+        "one, a folder of them, or a pattern such as 'shards/{000..127}.tar'), digits (embedded), "
         "'torchvision:NAME' (a published set that `cvtune fetch` brings), or 'python:module:function'.",
     )
     masks: str = field("masks", "Name of the folder beside images/ that holds the masks, where the source has any.")

@@ -19,7 +19,7 @@ from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.recipe import FIELDS, Recipe, Section, Value, describe, field
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
-from cvtune.sections import MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
+from cvtune.sections import ARCHIVES, MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
 from cvtune.space import LogUniform, Space, Uniform, space
 
 FORMAT = 1  # of study.json; a reader accepts its own and every lower number
@@ -220,6 +220,8 @@ def for_data(source: str) -> Study:
     """
     path = Path(source)
     plain = path.resolve().stem if path.exists() else source.removeprefix(TORCHVISION)
+    if not path.exists() and source.lower().endswith(ARCHIVES):  # a pattern: the folder's name says more
+        plain = path.resolve().parent.name
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "study"
     recipe = Recipe().replace(_SEGMENTED if _has_masks(path) else _UNLIKE_PHOTOS.get(source, {}))
     return Study(name=stem, data=Source(source=source), recipe=recipe, space=SWEET_SPOT)
@@ -272,13 +274,17 @@ def load(target: str) -> Study:
         return _from_workflow(path)
     if path.suffix == ".json":
         return read(path)
-    if target == "digits" or target.startswith(TORCHVISION) or path.suffix in (".npz", *MANIFESTS) or path.is_dir():
+    if target == "digits" or target.startswith(TORCHVISION) or path.is_dir() or _is_images(target.lower()):
         return for_data(target)
     raise ConfigError(
-        f"{target!r} is neither a workflow (.py), a study (.json), a folder or manifest (.csv, .parquet) of images "
-        "nor torchvision:NAME. "
-        "Check the path; `cvtune run workflows/quickstart.py` and `cvtune run digits` always work."
+        f"{target!r} is neither a workflow (.py), a study (.json), a folder, manifest or archive of images nor "
+        "torchvision:NAME. Check the path; `cvtune run workflows/quickstart.py` and `cvtune run digits` always work."
     )
+
+
+def _is_images(name: str) -> bool:
+    """Whether the name is one of a file of images; a compressed tar is refused where it would be read."""
+    return name.endswith((".npz", *MANIFESTS, *ARCHIVES, ".tar.gz", ".tgz"))
 
 
 def read(path: Path) -> Study:

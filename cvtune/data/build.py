@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvtune.data import store
+from cvtune.data import kept, store
 from cvtune.data.cache import remember, sweep
 from cvtune.data.decode import IN_MEMORY, REMEDY, Fit, load_pair
 from cvtune.data.fingerprint import Fingerprint, leaks
@@ -66,6 +66,7 @@ def build(plan: Plan, limit: int, workers: int) -> Scan | None:
         _check_classes(plan.listing, parts)
         if written.complete and store.commit(file, plan.path, _index(plan, parts, scan, written.shapes)):
             record.unlink(missing_ok=True)
+            kept.remove(plan.path.with_suffix(".kept"))
             return None
     remember(record, json.dumps(dataclasses.asdict(scan)).encode())
     return scan

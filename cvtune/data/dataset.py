@@ -15,6 +15,7 @@ from cvtune.data.build import Plan, Scan, build, check_corrupt, told, without
 from cvtune.data.cache import allowance, cache_folder, locked
 from cvtune.data.decode import Fit, load, load_mask, resize_keep, resize_mask
 from cvtune.data.fingerprint import fingerprint
+from cvtune.data.kept import Kept, keep
 from cvtune.data.listing import PARTS, Item, Labelled, Labels, Pixels, Tags, Task
 from cvtune.data.sources import read_source
 from cvtune.recipe import Data
@@ -95,8 +96,8 @@ def open_dataset(source: Source, data: Data, cache: Path | None, limit_bytes: in
     """The images of a source, decoded with `workers` threads unless an earlier run on this node has done so.
 
     `cache` is the folder that keeps them (None: see `cache_folder`), `limit_bytes` the most they may take there (None:
-    half of what is free). If they need more, each access decodes its image anew, and a notice says so. Processes
-    that open the same data at once decode it once.
+    half of what is free). If they need more, images are kept there compressed instead, as many as fit (see `kept`),
+    each access decodes its image anew, and a notice says so. Processes that open the same data at once decode it once.
 
     Raises:
         DataError: the source cannot be used, or more than `max_corrupt` of its images cannot be decoded.
@@ -113,7 +114,7 @@ def open_dataset(source: Source, data: Data, cache: Path | None, limit_bytes: in
         with locked(plan.path.with_suffix(".lock")):
             limit = allowance(cache, limit_bytes)
             scan = build(plan, limit, workers)
-            dataset = _on_the_fly(plan, scan, limit) if scan else open_store(plan.path)
+            dataset = _on_the_fly(plan, scan, limit, workers) if scan else open_store(plan.path)
     assert dataset is not None
     total = len(dataset.corrupt) + sum(len(part.labels) for part in (dataset.train, dataset.val, dataset.test))
     check_corrupt(dataset.corrupt, total, source.max_corrupt)
@@ -142,9 +143,10 @@ def _stored(path: Path, index: store.Index, start: int, stop: int) -> Part:
     )
 
 
-def _on_the_fly(plan: Plan, scan: Scan, limit: int) -> Dataset:
-    labelled = without(plan.listing, scan.corrupt)
-    train, val, test = (_decoded_part(plan, labelled[part]) for part in PARTS)
+def _on_the_fly(plan: Plan, scan: Scan, limit: int, workers: int) -> Dataset:
+    good = without(plan.listing, scan.corrupt)
+    kept = keep(plan.path.with_suffix(".kept"), good, plan.side, plan.fit, limit, workers)
+    train, val, test = (_decoded_part(plan, kept.parts[part]) for part in PARTS)
     corrupt = tuple(scan.corrupt.values())
     need = f"{scan.bytes / 1e9:.3g} GB"
     if scan.full:
@@ -157,7 +159,7 @@ def _on_the_fly(plan: Plan, scan: Scan, limit: int) -> Dataset:
             f"decoded they take {need}, and {limit / 1e9:.3g} GB are allowed in {plan.path.parent}. "
             "Raise resources.cache_gb, or name a larger disk with --cache DIR."
         )
-    slow = f"Images are decoded anew at each access, which is slow: {why}"
+    slow = f"Images are decoded anew at each access, which is slow: {why}{_told(kept)}"
     notices = (*told(plan, scan), *_skipped(corrupt), slow)
     return Dataset(
         plan.listing.classes, train, val, test, plan.contents.digest, corrupt, notices, None, plan.listing.task
@@ -173,6 +175,15 @@ def _decoded_part(plan: Plan, part: Labelled) -> Part:
         part.groups,
         part.weights,
     )
+
+
+def _told(kept: Kept) -> str:
+    if not kept.images:
+        return ""
+    here = f"kept here compressed ({kept.bytes / 1e9:.3g} GB)"
+    if kept.images == kept.total:
+        return f" All files are {here}, so that the source is read no more."
+    return f" {kept.images} of {kept.total} files are {here}; the others are read from the source each time."
 
 
 def _skipped(corrupt: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cvtune.data.listing import IGNORE, Item, Pixels
+from cvtune.data.packed import Packed
 from cvtune.errors import DataError
 
 Fit = Literal["crop", "squash"]
@@ -28,7 +30,7 @@ _PACKED = {"L;2": 85, "L;4": 17}  # Pillow spreads gray values of 2 and 4 bits o
 
 def load(item: Item) -> Pixels:
     """The image, uint8 (H, W, 3): a file is decoded, an array brought to three channels (see `decode`)."""
-    return decode(item) if isinstance(item, Path) else _rgb_from_array(item)
+    return _rgb_from_array(item) if isinstance(item, np.ndarray) else decode(item)
 
 
 def load_pair(
@@ -95,8 +97,8 @@ def mask_values(item: Item) -> Pixels:
         raise DataError(f"{item}: cannot be decoded as a mask ({_reason(error)}).{REMEDY}") from error
 
 
-def decode(path: Path) -> Pixels:
-    """Decodes an image file to uint8 (H, W, 3) RGB.
+def decode(file: Path | Packed) -> Pixels:
+    """Decodes an image file, or one in an archive, to uint8 (H, W, 3) RGB.
 
     Rotated by its EXIF orientation. Transparency shows white. Of an animation the first frame. 16-bit values keep
     their high byte. Floats are multiplied by 255 if all lie in 0..1, else the smallest becomes 0 and the largest 255.
@@ -104,12 +106,21 @@ def decode(path: Path) -> Pixels:
     Raises:
         DataError: the file is missing, truncated, no image, or has more than MAX_PIXELS.
     """
+    return _decoded(lambda: _stream(file), str(file))
+
+
+def decode_bytes(content: bytes, name: str) -> Pixels:
+    """The same for the content of an image file; `name` is for messages."""
+    return _decoded(lambda: io.BytesIO(content), name)
+
+
+def _decoded(stream: Callable[[], Path | io.BytesIO], name: str) -> Pixels:
     try:
-        with Image.open(path) as image, _in_turn(image.width * image.height):
+        with Image.open(stream()) as image, _in_turn(image.width * image.height):
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
-        raise DataError(f"{path}: cannot be decoded ({_reason(error)}).{REMEDY}") from error
+        raise DataError(f"{name}: cannot be decoded ({_reason(error)}).{REMEDY}") from error
 
 
 def resize_keep(image: Pixels, side: int, fit: Fit) -> Pixels:
@@ -155,26 +166,32 @@ def _reason(error: Exception) -> str:
     return "no image" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
-def _npy(path: Path) -> npt.NDArray[np.generic]:
-    mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # so that the header is seen before the rest is read
+def _npy(file: Path | Packed) -> npt.NDArray[np.generic]:
+    mapped = np.load(
+        _stream(file), mmap_mode="r", allow_pickle=False
+    )  # so that the header is seen before the rest is read
     with _in_turn(mapped.size):
         return np.array(mapped)
 
 
-def _indices(path: Path) -> npt.NDArray[np.generic]:
-    with Image.open(path) as image, _in_turn(image.width * image.height):
+def _indices(file: Path | Packed) -> npt.NDArray[np.generic]:
+    with Image.open(_stream(file)) as image, _in_turn(image.width * image.height):
         raw = image.tile[0].args if image.tile else ""  # PNG names the mode, TIFF a tuple that begins with it
         packed = _PACKED.get(str(raw[0] if isinstance(raw, tuple) else raw), 1)
         ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(image) // packed
 
 
+def _stream(file: Path | Packed) -> Path | io.BytesIO:
+    return file if isinstance(file, Path) else io.BytesIO(file.read())
+
+
 def _named(item: Item) -> str:
-    return str(item) if isinstance(item, Path) else IN_MEMORY
+    return IN_MEMORY if isinstance(item, np.ndarray) else str(item)
 
 
 def _short(mask: Item) -> str:
-    return mask.name if isinstance(mask, Path) else "array"
+    return "array" if isinstance(mask, np.ndarray) else mask.name
 
 
 def _center(image: Pixels, height: int, width: int) -> Pixels:

@@ -18,9 +18,11 @@ import numpy as np
 
 from cvtune.data.cache import remember
 from cvtune.data.listing import COLUMNS, PARTS, Item, Listing, join
+from cvtune.data.packed import Packed
 
 SETTLED_NS = 2 * 10**9  # a file changed again within a tick of its clock would look unchanged
 _UNREADABLE = b"unreadable"
+_AT_ONCE, _RUN = 4096, 64  # items that are read and not yet counted in; items of one task
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,17 @@ def fingerprint(listing: Listing, cache: Path, workers: int) -> Fingerprint:
 
     Files are read once: while no file's size or time of change differs, what is found in `cache` holds.
     """
-    items = list(listing.items())
-    masks = list(listing.masks())
-    stamped = stamps([*items, *(mask for mask in masks if mask is not None)])
-    known: Path | None = None
-    if stamped:
-        facts = [*stamped.facts, *itertools.repeat(b"", len(items))][: 2 * len(items)]
-        known = cache / f"{_hash(listing, facts[: len(items)], facts[len(items) :])}.fingerprint"
-        with contextlib.suppress(
-            OSError, ValueError, LookupError, TypeError, AttributeError
-        ):  # missing or torn: read again
+    seen = _Seen()
+    key = _hash(listing, map(seen.fact, listing.items()), map(seen.fact, listing.masks()))
+    known = cache / f"{key}.fingerprint" if seen.files else None
+    if known:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # missing or torn
             found = json.loads(known.read_bytes())
             return Fingerprint(str(found["digest"]), {int(i): int(j) for i, j in found["copies"].items()})
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        digests = list(pool.map(_digest, items))
-        result = Fingerprint(
-            _hash(listing, digests, pool.map(_digest, masks)), _copies(digests, len(listing.parts["train"].labels))
-        )
-    if known and stamped and stamped.settled:
+    digests = list(_digests(listing.items(), workers))
+    digest = _hash(listing, digests, _digests(listing.masks(), workers))
+    result = Fingerprint(digest, _copies(digests, len(listing.parts["train"].labels)))
+    if known and seen.settled():
         remember(known, json.dumps(asdict(result)).encode())
     return result
 
@@ -82,12 +77,49 @@ class Stamps(NamedTuple):
 
 def stamps(items: Sequence[Item]) -> Stamps | None:
     """The stamps of files; None if an item is none, or there are no items."""
-    files = [item for item in items if isinstance(item, Path)]
-    if not files or len(files) < len(items):
-        return None
-    stats = [_stat(file) for file in files]
-    facts = [os.fsencode(f"{file}\0{size}\0{at}") for file, (size, at) in zip(files, stats, strict=True)]
-    return Stamps(facts, max(at for _, at in stats) < time.time_ns() - SETTLED_NS)
+    seen = _Seen()
+    facts = [seen.fact(item) for item in items]
+    return Stamps(facts, seen.settled()) if facts and seen.files else None
+
+
+class _Seen:
+    """What the file system tells of files and archives, each of which is asked once."""
+
+    def __init__(self) -> None:
+        self.files = True  # so far, no item was an array
+        self._newest = 0  # time of the last change, ns
+        self._archives: dict[Path, tuple[int, int]] = {}
+
+    def fact(self, item: Item | None) -> bytes:
+        """Where an image lies, and size and time of change of its file or archive; nothing of what is no file."""
+        if item is None:
+            return b""
+        if isinstance(item, np.ndarray):
+            self.files = False
+            return b""
+        if isinstance(item, Packed):
+            if item.archive not in self._archives:
+                self._archives[item.archive] = _stat(item.archive)
+            size, changed = self._archives[item.archive]
+            place = f"{item}\0{item.offset}"
+        else:
+            size, changed = _stat(item)
+            place = str(item)
+        self._newest = max(self._newest, changed)
+        return os.fsencode(f"{place}\0{size}\0{changed}")
+
+    def settled(self) -> bool:
+        """Whether all were changed so long ago that a later change shows."""
+        return self._newest < time.time_ns() - SETTLED_NS
+
+
+def _digests(items: Iterator[Item | None], workers: int) -> Iterator[bytes]:
+    """Digests of the items' bytes, in order, by threads that take a run of items at a time."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        while some := list(itertools.islice(items, _AT_ONCE)):
+            runs = [some[start : start + _RUN] for start in range(0, len(some), _RUN)]
+            for digests in pool.map(lambda run: [_digest(item) for item in run], runs):
+                yield from digests
 
 
 def _stat(file: Path) -> tuple[int, int]:
@@ -105,7 +137,8 @@ def _digest(item: Item | None) -> bytes:
     if isinstance(item, np.ndarray):
         return hashlib.blake2b(f"{item.shape}".encode() + item.tobytes(), digest_size=16).digest()
     try:
-        return hashlib.blake2b(item.read_bytes(), digest_size=16).digest()
+        content = item.read() if isinstance(item, Packed) else item.read_bytes()
+        return hashlib.blake2b(content, digest_size=16).digest()
     except OSError:
         return _UNREADABLE  # decoding will tell
 
@@ -126,6 +159,9 @@ def _hash(listing: Listing, images: Iterable[bytes], masks: Iterable[bytes]) -> 
 
 
 def _copies(digests: list[bytes], trained: int) -> dict[int, int]:
-    first = {digest: i for i, digest in reversed(list(enumerate(digests[:trained])))}
-    first.pop(_UNREADABLE, None)
+    others = {digests[i] for i in range(trained, len(digests))} - {_UNREADABLE}
+    first: dict[bytes, int] = {}
+    for i in range(trained):
+        if digests[i] in others:
+            first.setdefault(digests[i], i)
     return {i: first[digests[i]] for i in range(trained, len(digests)) if digests[i] in first}

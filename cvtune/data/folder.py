@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NoReturn
 import numpy as np
 
 from cvtune.data.assemble import make_listing
+from cvtune.data.compact import FileItems, Texts
 from cvtune.data.listing import Labelled, Listing
 from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import Source
@@ -28,16 +30,17 @@ def read(root: Path, source: Source) -> Listing:
         near = did_you_mean(root.name, [p.name for p in folders_in(root.parent)]) if root.parent.is_dir() else ""
         raise DataError(f"{source.source}: no such folder. Check the path. {near}".rstrip())
     part_folders, notices = _part_folders(root)
-    files: dict[str, dict[str, list[Path]]] = {}
+    files: dict[str, dict[str, list[str]]] = {}  # names below root: a million Paths would take half a GB
     ignored: list[Path] = []
     for part, folder in part_folders.items():
         files[part] = {}
         for class_folder in folders_in(folder):
-            files[part][class_folder.name], others = files_below(class_folder)
+            images, others = files_below(class_folder)
+            files[part][class_folder.name] = [str(path)[len(f"{root}/") :] for path in images]
             ignored += others
     classes = sorted({name for by_class in files.values() for name in by_class})
     if not classes:
-        loose = sum(_is_image(p.name) for p in part_folders["train"].iterdir())
+        loose = sum(is_image(p.name) for p in part_folders["train"].iterdir())
         raise DataError(
             f"{part_folders['train']}: has no class folders ({loose} images lie directly in it). "
             "Give each class a folder of its own, for example cats/1.jpg and dogs/1.jpg."
@@ -45,7 +48,7 @@ def read(root: Path, source: Source) -> Listing:
     if ignored:
         example = ignored[0].relative_to(root)
         notices.append(f"{len(ignored)} files without an image's extension were ignored, for example {example}.")
-    parts = {part: _labelled(by_class, classes) for part, by_class in files.items()}
+    parts = {part: _labelled(root, by_class, classes) for part, by_class in files.items()}
     whole = part_folders == {"train": root}
     return make_listing(source, classes, parts, whole=whole, root=root, notices=notices)
 
@@ -95,7 +98,8 @@ def _refuse(error: OSError) -> NoReturn:
     ) from error
 
 
-def _is_image(name: str, extensions: tuple[str, ...] = EXTENSIONS) -> bool:
+def is_image(name: str, extensions: tuple[str, ...] = EXTENSIONS) -> bool:
+    """Whether a file of this name is taken for an image; hidden ones are not."""
     return not name.startswith(".") and name.lower().endswith(extensions)
 
 
@@ -112,11 +116,12 @@ def files_below(top: Path, extensions: tuple[str, ...] = EXTENSIONS) -> tuple[li
     for base, folders, names in os.walk(top, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            (images if _is_image(name, extensions) else ignored).append(Path(base, name))
+            (images if is_image(name, extensions) else ignored).append(Path(base, name))
     return sorted(images), sorted(ignored)
 
 
-def _labelled(by_class: Mapping[str, list[Path]], classes: list[str]) -> Labelled:
+def _labelled(root: Path, by_class: Mapping[str, list[str]], classes: list[str]) -> Labelled:
     files = [by_class.get(name, []) for name in classes]
-    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in files])
-    return Labelled([path for paths in files for path in paths], labels.astype(np.int64))
+    labels = np.repeat(np.arange(len(classes)), [len(names) for names in files])
+    items = FileItems(root, Texts.of(itertools.chain.from_iterable(files)))
+    return Labelled(items, labels.astype(np.int64))

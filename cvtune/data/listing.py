@@ -11,11 +11,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from cvtune.data.compact import pick
+from cvtune.data.packed import Packed
+
 PARTS = ("train", "val", "test")
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Tags = npt.NDArray[np.float32]
-Item = Path | Pixels  # an image file, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); see decode.load
+# An image file, one in an archive, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); see decode.load.
+Item = Path | Packed | Pixels
 Task = Literal["classify", "multilabel", "segment"]
 Column = Literal["labels", "tags", "groups", "weights"]
 COLUMNS: tuple[Column, ...] = get_args(Column)
@@ -46,10 +50,10 @@ class Labelled(NamedTuple):
     def take(self, rows: npt.NDArray[np.int64]) -> Labelled:
         """What is at `rows`, int64 (M,)."""
         return Labelled(
-            [self.items[i] for i in rows],
+            pick(self.items, rows),
             self.labels[rows],
             None if self.tags is None else self.tags[rows],
-            None if self.masks is None else [self.masks[i] for i in rows],
+            None if self.masks is None else pick(self.masks, rows),
             None if self.groups is None else self.groups[rows],
             None if self.weights is None else self.weights[rows],
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cvtune.data import digits, folder, manifest, npz, segmentation, torchvision, user
+from cvtune.data import archives, digits, folder, manifest, npz, segmentation, torchvision, user
 from cvtune.data.listing import Listing
 from cvtune.sections import MANIFESTS, TORCHVISION, Source
 
@@ -25,6 +25,8 @@ def read_source(source: Source, cache: Path | None = None, workers: int = 1) -> 
     path = Path(source.source).expanduser().absolute()
     if path.suffix == ".npz":
         return npz.read(path, source, workers)
+    if archives.claims(path):
+        return archives.read(path, source)
     if path.suffix in MANIFESTS:
         return manifest.read(path, source, cache, workers)
     if segmentation.looks_like_one(path, source):

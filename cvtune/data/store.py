@@ -89,7 +89,7 @@ def write_pixels(file: io.FileIO, pairs: Iterable[Pair | DataError], limit: int)
         shapes.append((pair.image.shape[0], pair.image.shape[1]))
         planes = [plane for plane in pair if plane is not None]
         total += sum(plane.nbytes for plane in planes)
-        if complete and not (total <= limit and all(_append(file, plane.data) for plane in planes)):
+        if complete and not (total <= limit and all(append(file, plane.data) for plane in planes)):
             complete = False
             file.truncate(0)
     return Written(np.array(shapes, np.int64).reshape(-1, 2), corrupt, total, complete)
@@ -104,7 +104,7 @@ def commit(file: io.FileIO, path: Path, index: Index) -> bool:
     np.savez(buffer, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
     content = buffer.getvalue()
     footer = _FOOTER.pack(MAGIC, len(content), _digest(content))
-    if not _append(file, memoryview(content + footer)):
+    if not append(file, memoryview(content + footer)):
         return False
     os.fsync(file.fileno())
     Path(str(file.name)).replace(path)
@@ -169,7 +169,7 @@ class StoreImages:
         return self._opened
 
 
-def _append(file: io.FileIO, content: memoryview) -> bool:
+def append(file: io.FileIO, content: memoryview) -> bool:
     """Writes all of `content`; False when the disk, the quota or the largest file size is exhausted."""
     rest = content.cast("B")
     try:
