@@ -179,6 +179,7 @@ def test_the_module_knows_nothing_of_cvtune() -> None:
     assert "from cvtune" not in (ROOT / "workflows" / "lightning_net.py").read_text()
 
 
+@pytest.mark.slow
 def test_a_module_of_the_package_lightning_will_do_and_no_task_of_slurm_is_taken_for_its_own(tmp_path: Path) -> None:
     """In a process of its own: a folder with a file `lightning.py` may be on this one's path."""
     pytest.importorskip("lightning_fabric")
