@@ -12,7 +12,8 @@ import os
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
 from cvtune.epoch import Epoch
-from cvtune.recipe import Augment, Data, Loss, Model, Optim, Recipe, Regularize
+from cvtune.loops import BATCHES, Report, loop, report
+from cvtune.recipe import Augment, Data, Loss, Model, Optim, Recipe, Regularize, Train
 from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
 from cvtune.searchers import GP, TPE, Grid, Random, Sobol
 from cvtune.sections import Budget, Confirm, Resources, Source, Tracking
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ASHA",
+    "BATCHES",
     "FIFO",
     "GP",
     "PB2",
@@ -45,13 +47,17 @@ __all__ = [
     "Random",
     "Recipe",
     "Regularize",
+    "Report",
     "Resources",
     "Sobol",
     "Source",
     "Space",
     "Study",
     "Tracking",
+    "Train",
     "Uniform",
     "When",
+    "loop",
+    "report",
     "space",
 ]

@@ -106,23 +106,24 @@ class TrialActor(tune.Trainable):
         config = self._config
         with self._pulse.unwatched():  # imports, decoding and building may take long
             from cvtune import checkpoint
-            from cvtune.train import Run, train
 
             limit_threads(config["cpu"])
             recipe = Recipe.model_validate(config["recipe"])
-            run = Run(recipe, opened(config, recipe), workers=max(0, int(config["cpu"]) - 1))
+            loop = loop_of(recipe)
+            run = loop.Run(recipe, opened(config, recipe), workers=max(0, int(config["cpu"]) - 1))
             numbers = self._restore(run)
         if numbers is not None:
             yield numbers
-        for epoch in train(run, stop=self._pulse.stop):
+        for epoch in loop.train(run, stop=self._pulse.stop):
             print(_line(epoch))
             try:  # before the checkpoint: an attempt that takes this up reports what it finds, and draws no more
-                draw_strip(run, config["strip"], self._place / "media")
+                draw_strip(run, config["strip"] if recipe.train.loop is None else 0, self._place / "media")
             except OSError as error:
                 print(f"no strip of step {epoch.step}: {error}")
             place = self._place / "checkpoints" / str(epoch.step)
             try:
-                checkpoint.save(place, run.state_dict(), epoch.numbers())
+                if state := run.state_dict():  # a loop of the user's own may have none
+                    checkpoint.save(place, state, epoch.numbers())
             except OSError as error:  # a full disk costs a retry some epochs; it must not cost the trial
                 print(f"checkpoint {place} not saved: {error}")
             self._pulse.beat()
@@ -157,6 +158,7 @@ class TrialActor(tune.Trainable):
             raise DataError(
                 f"trial {self._folder.name} had reported {known_step} epochs, but no checkpoint {of} is intact. "
                 "It is not started from scratch, which would repeat rows."
+                + (" A train.loop that yields report(..., state=...) can be taken up." if run.recipe.train.loop else "")
             )
         return None
 
@@ -177,6 +179,13 @@ class TrialActor(tune.Trainable):
             contextlib.redirect_stderr(log),
         ):
             yield
+
+
+def loop_of(recipe: Recipe) -> Any:
+    """The module whose `Run`, `train` and `score_test` carry the recipe out."""
+    from cvtune import own_loop, train
+
+    return train if recipe.train.loop is None else own_loop
 
 
 def reason_of(error: Exception) -> str:
@@ -279,16 +288,18 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     """
     import numpy as np
 
-    from cvtune import checkpoint, train
+    from cvtune import checkpoint
 
     settle(config)
     limit_threads(config["cpu"])
     folder = Path(config["study"]) / "trials" / config["trial"]
     recipe = Recipe.model_validate(config["recipe"])
-    run = train.Run(recipe, opened(config, recipe))
+    loop = loop_of(recipe)
+    run = loop.Run(recipe, opened(config, recipe))
     if not any(_load(run, place) is not None for place in checkpoint.newest(folder)):
         raise DataError(f"trial {config['trial']} cannot be scored: no checkpoint in {folder} is intact.")
-    metrics, probabilities = train.score_test(run)
+    metrics: dict[str, Any]
+    metrics, probabilities = loop.score_test(run)
     content = io.BytesIO()
     np.savez(content, probabilities=probabilities, labels=run.data.test.labels)
     write_whole(folder / "test.npz", content.getvalue())
@@ -310,4 +321,5 @@ def draw_strip(run: Any, count: int, folder: Path) -> None:
 
 def _line(epoch: Epoch) -> str:
     shown = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
-    return f"epoch {epoch.epoch}: " + ", ".join(f"{name} {getattr(epoch, name):.4g}" for name in shown)
+    known = {name: value for name in shown if (value := getattr(epoch, name)) is not None}
+    return f"epoch {epoch.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in known.items())

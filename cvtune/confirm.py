@@ -171,7 +171,10 @@ def _recipes(study: Study, history: History) -> dict[str, Recipe]:
     seed = {"seed": study.recipe.seed}
     found |= {name: recipe.replace(seed) for name, recipe in study.candidates.items() if name not in found}
     plain = study.recipe.model_copy(update={"regularize": Regularize()})
-    for label, recipe in ((DEFAULT, study.recipe), (TRIVIAL, plain.replace({"augment.policy": "trivial"}))):
+    baselines = {DEFAULT: study.recipe, TRIVIAL: plain.replace({"augment.policy": "trivial"})}
+    if study.recipe.train.loop is not None:
+        del baselines[TRIVIAL]  # whether a loop of the user's own honors the policy is not known here
+    for label, recipe in baselines.items():
         if label not in found and recipe not in found.values():
             found[label] = recipe
     return found

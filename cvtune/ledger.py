@@ -234,7 +234,8 @@ class Ledger:
         """Reason and message of a report that no scheduler may see."""
         numbers = [metrics["train_loss"], metrics["val_loss"], metrics[self.study.objective]]
         if any(value is None or not math.isfinite(value) for value in numbers):
-            return "diverged", f"train_loss = {metrics['train_loss']}, val_loss = {metrics['val_loss']}"
+            shown = dict.fromkeys(("train_loss", "val_loss", self.study.objective))
+            return "diverged", ", ".join(f"{name} = {metrics[name]}" for name in shown)
         broken = self.study.over_limits(metrics)
         return ("stopped_budget", broken) if broken else None
 

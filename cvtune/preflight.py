@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cvtune import errors
+from cvtune import errors, loops
 from cvtune.errors import ConfigError, CvtuneError, told
 from cvtune.fetch import require_weights
 from cvtune.recipe import Recipe
+from cvtune.schedulers import PB2, PBT, HyperBand
 from cvtune.sections import TORCHVISION
 from cvtune.study import Study, make
 
@@ -97,7 +98,7 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
     from cvtune.usercode import source_hash
 
     require_weights(study)  # decoding images may take long
-    code = {ref: source_hash(ref) for ref in study.user_code}
+    code = {ref: source_hash(ref) for ref in (*study.user_code, *loops.check(study))}
     pretrained = [(recipe.model.name, recipe.model.pretrained) for _, recipe in corners(study)]
     weights = {}
     if any(file for _, file in pretrained):
@@ -117,7 +118,7 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
     torch.set_num_threads(1)  # Ray starts beside this
     for name, recipe in corners(study):
         try:
-            _try(recipe, data)
+            _try(recipe, data, study)
         except CvtuneError as error:
             raise ConfigError(f"{name}: {error}" if name else str(error)) from None
         except Exception as error:  # whatever user code or an unlucky combination may raise
@@ -158,7 +159,7 @@ def corners(study: Study) -> Iterator[tuple[str, Recipe]]:
             yield f"space: {name} = {value!r}", study.recipe.replace({**parents, name: value})
 
 
-def _try(recipe: Recipe, data: Any) -> None:
+def _try(recipe: Recipe, data: Any, study: Study) -> None:
     """Train one step on two images. The number of classes is the real one, so a wrong head shows here."""
     import dataclasses
 
@@ -176,6 +177,12 @@ def _try(recipe: Recipe, data: Any) -> None:
     fast = recipe.replace(
         {"max_epochs": 1, "changes": (), "data.train_fraction": 1.0, "optim.warmup_epochs": 0, "data.batch_size": 4}
     )
+    if recipe.train.loop is not None:
+        from cvtune.own_loop import rehearse
+
+        pauses = isinstance(study.scheduler, PBT | PB2 | HyperBand) and study.budget.trials > 0
+        rehearse(fast.replace({"max_epochs": 2}), tiny, {study.objective, *study.limits}, pauses)
+        return
     run = Run(fast, tiny, device="cpu")  # the driver's machine may have no GPU, or one that is not ours
     check_model(run.model, len(data.classes), recipe.data.image_size)
     one_pass(run, resolve(fast), seed=0, stop=lambda: False)

@@ -231,6 +231,19 @@ class Loss(Section):
         return one_of_or_code("loss.name", value, ("cross_entropy",))
 
 
+class Train(Section):
+    loop: str | None = field(
+        None,
+        "What trains: None: cvtune's own loop, else 'python:module:function' (run) -> generator of reports; see "
+        "docs/own_loop.md.",
+    )
+
+    @field_validator("loop")
+    @classmethod
+    def _is_code(cls, value: str | None) -> str | None:
+        return value if value is None else one_of_or_code("train.loop", value, ())
+
+
 class Recipe(Section):
     """Everything that decides how one trial trains. An empty Recipe trains well."""
 
@@ -240,6 +253,7 @@ class Recipe(Section):
     model: Model = Model()
     optim: Optim = Optim()
     loss: Loss = Loss()
+    train: Train = Train()
     max_epochs: int = field(
         27,
         "Passes over the training images (see data.report_images); also the length of the rate schedule.",

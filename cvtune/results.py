@@ -194,7 +194,7 @@ def _write(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str, Any
 def _epoch_rows(name: str, record: TrialRecord) -> Iterable[dict[str, Any]]:
     effective = _cached_by_change(record)
     for event in record.epochs:
-        numbers = {metric: math.nan if event[metric] is None else event[metric] for metric in METRICS}
+        numbers = {m: math.nan if event[m] is None and d.kind is float else event[m] for m, d in METRICS.items()}
         identity = {"study": name, "trial": record.trial, "attempt": event["attempt"], "segment": event["segment"]}
         yield {**identity, "time": _time(event["t"]), **numbers, **effective(event["step"], event["epoch"] - 1)}
 

@@ -117,6 +117,7 @@ class Study(Section):
     def user_code(self) -> tuple[str, ...]:
         """Every 'python:module:function' that this study names, the searched ones included."""
         named: list[Value] = [self.data.source, *self.recipe.flat().values()]
+        named += [value for recipe in self.candidates.values() for value in recipe.flat().values()]
         named += [value for domain in self.space.domains.values() for value in domain.edges()]
         return tuple(sorted({v for v in named if isinstance(v, str) and v.startswith("python:")}))
 

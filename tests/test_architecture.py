@@ -22,10 +22,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("space", "schedulers", "searchers", "sections"),
     ("study",),
     (
-        *("cvtune", "usercode", "lease", "journal", "checkpoint", "pulse", "signals"),
+        *("cvtune", "usercode", "loops", "lease", "journal", "checkpoint", "pulse", "signals"),
         *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "loss", "strips"),
     ),
-    ("history", "train"),
+    ("history", "train", "own_loop", "lightning"),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
     ("explained", "population", "pb2", "ray_schedulers", "board"),
     ("results", "fetch", "preflight", "report"),
@@ -45,6 +45,8 @@ FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may imp
     ),
     "optuna": ("suggest",),
     "wandb": ("track.client",),
+    "lightning": ("lightning",),
+    "pytorch_lightning": ("lightning",),
     "albumentations": ("augment",),
     "pyarrow": ("results", "data"),
     "matplotlib": ("report",),
@@ -60,6 +62,7 @@ FUNCTION_LINES = 60
 WITHOUT_DOCSTRING = {  # public all the same
     # sections whose every field is described by `recipe.field`
     "recipe.Data", "recipe.Augment", "recipe.Regularize", "recipe.Model", "recipe.Optim", "recipe.Loss",
+    "recipe.Train",
     "sections.Source", "sections.Budget", "sections.Resources", "sections.Confirm", "sections.Tracking",
     # plain records that their names and fields explain
     "epoch.MetricDoc", "results.Column", "cli.Resume", "looking.SyncMode",

@@ -123,7 +123,15 @@ def test_map_was_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "SECURITY.md", "cluster/README.md", "cvtune/CHANGELOG.md", "cvtune/docs/tracking.md"]
+    "document",
+    [
+        "README.md",
+        "SECURITY.md",
+        "cluster/README.md",
+        "cvtune/CHANGELOG.md",
+        "cvtune/docs/tracking.md",
+        "cvtune/docs/own_loop.md",
+    ],
 )
 def test_links_within_the_repository_lead_somewhere(document: str) -> None:
     path = ROOT / document

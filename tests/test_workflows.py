@@ -93,6 +93,13 @@ def test_own_code_runs(tmp_path: Path) -> None:
     check_tables(run("own_code", tmp_path, "budget.trials=3", "max_epochs=1", "confirm.top=0"), trials=3)
 
 
+@pytest.mark.slow
+def test_lightning_runs(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_lightning", reason="Lightning is an extra; the group dev has it")
+    small = ("budget.trials=2", "max_epochs=2", "noise_seeds=0", "confirm.top=0")
+    check_tables(run("lightning", tmp_path, *small), trials=2)
+
+
 @pytest.mark.long
 def test_the_schedule_of_a_population_is_replayed_against_the_best_constant_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
