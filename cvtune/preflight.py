@@ -140,14 +140,8 @@ def corners(study: Study) -> Iterator[tuple[str, Recipe]]:
     yield "", study.recipe
     for name, recipe in study.candidates.items():
         yield f"candidates: {name!r}", recipe
-    for name in study.space.order():
-        parents = {}
-        when = study.space.conditions.get(name)
-        while when is not None:
-            parents[when.name] = when.values[0]
-            when = study.space.conditions.get(when.name)
-        for value in study.space.domains[name].edges():
-            yield f"space: {name} = {value!r}", study.recipe.replace({**parents, name: value})
+    for words, point in study.space.ends():
+        yield f"space: {words}", study.recipe.replace(point)
 
 
 def _try(recipe: Recipe, data: Any) -> None:

@@ -141,7 +141,7 @@ class Study(Section):
         tree = self.model_dump()
         fixed = {name: value for name, value in values.items() if name in FIELDS or name == "changes"}
         tree["recipe"] = self.recipe.replace(fixed)
-        tree["space"] = self.space.without(set(fixed))
+        tree["space"] = self.space.without(fixed)
         valid = {
             **FIELDS,
             **SETTINGS,

@@ -77,8 +77,7 @@ def _values(study: Study, recipe: Recipe) -> dict[str, Value] | str:
     values = study.space.restrict(flat)
     if values is not None:
         return values
-    outside = [name for name, domain in study.space.domains.items() if not domain.contains(flat[name])]
-    return f"outside this study's space ({', '.join(outside)})"
+    return f"outside this study's space ({', '.join(study.space.outside(flat))})"
 
 
 def _best(prior: list[Observation], study: Study, count: int) -> list[dict[str, Value]]:

@@ -121,8 +121,10 @@ def test_a_space_survives_json() -> None:
 
 
 def test_without_drops_names_and_the_conditions_on_them() -> None:
-    assert not CONDITIONAL.without({"optim.name"}).conditions
-    assert set(CONDITIONAL.without({"optim.lr"}).domains) == {"optim.momentum", "optim.name"}
+    assert not CONDITIONAL.without({"optim.name": "sgd"}).conditions
+    assert set(CONDITIONAL.without({"optim.name": "sgd"}).domains) == {"optim.momentum", "optim.lr"}
+    assert set(CONDITIONAL.without({"optim.name": "adamw"}).domains) == {"optim.lr"}  # there it is not searched
+    assert set(CONDITIONAL.without({"optim.lr": 0.1}).domains) == {"optim.momentum", "optim.name"}
 
 
 def test_encoded_points_are_quantiles_and_decode_to_the_same_values() -> None:
