@@ -152,7 +152,7 @@ class _Population(Section):
         conditional = next((searched for searched in space.domains if space.parent(searched)), None)
         if conditional is not None:
             return (
-                f"scheduler.name = {name}: {conditional!r} is searched under a condition, but a trial that takes "
+                f"scheduler.name = {name}: {conditional!r} is searched only under a condition, but a trial that takes "
                 "over values needs all of them. Remove the condition, or use scheduler.name=asha."
             )
         fixed = [searched for searched in space.domains if searched not in MUTABLE]
