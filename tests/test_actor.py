@@ -266,7 +266,7 @@ def test_a_worker_of_another_environment_looks_for_published_data_where_the_driv
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CVTUNE_DATA", "shared")
     monkeypatch.delenv("TORCH_HOME", raising=False)
-    job = setting.job(Prepared((), {}, "", (), ()), tmp_path)
+    job = setting.job(Prepared((), {}, "", (), (), "val_accuracy"), tmp_path)
     monkeypatch.chdir("/")
     monkeypatch.setenv("CVTUNE_DATA", "/of/the/node")
     settle(job)
