@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from cvtune import checkpoint, strips
-from cvtune.actor import OPENED, TrialActor, TrialFailed, reason_of, score_test, settle
+from cvtune.actor import MOST_OPENED, OPENED, TrialActor, TrialFailed, opened, reason_of, score_test, settle
 from cvtune.data import open_dataset
 from cvtune.data.torchvision import data_folder
 from cvtune.engine import Setting
 from cvtune.errors import ConfigError, DataError, told
 from cvtune.preflight import Prepared
+from cvtune.recipe import Recipe
 from cvtune.study import for_data
 
 STUDY = for_data("digits").set({"model.width": 4, "max_epochs": 3, "data.train_fraction": 0.3})
@@ -142,6 +143,23 @@ def test_an_error_is_reported_once_and_then_ends_the_process(actor: TrialActor, 
     assert result["failure"] == "code_error" and "nowhere" in result["message"]
     with pytest.raises(TrialFailed, match="nowhere"):
         actor.step()
+
+
+def test_each_image_size_is_opened_once_and_few_are_kept_open(config: dict[str, Any], tmp_path: Path) -> None:
+    def at(**values: object) -> Any:
+        named = {name.replace("__", "."): value for name, value in values.items()}
+        return opened(config, Recipe.model_validate(config["recipe"]).replace(named))
+
+    base = at()
+    assert str(base.store) == config["store"]
+    assert at(data__batch_size=16, data__micro_batch=8, data__oversample=1.0) is base  # decoded alike
+    other = at(data__image_size=24)
+    assert other is not base and other.store != base.store and other.fingerprint == base.fingerprint
+    grown = at(data__image_size=8, changes=[[1, {"data.image_size": 24}]])
+    assert grown is other  # kept for its largest size
+    for size in range(25, 35):
+        at(data__image_size=size)
+    assert len(OPENED) == MOST_OPENED
 
 
 def test_other_images_than_the_driver_saw_are_refused(actor: TrialActor, config: dict[str, Any]) -> None:

@@ -240,6 +240,7 @@ def test_mutated_values_rule_over_the_donors_state(digits: Dataset, donor: Path)
     told = ("lr", "weight_decay", "dropout", "augment_strength")
     assert [round(getattr(epochs[0], name), 9) for name in told] == [0.003, 0.7, 0.25, 0.7]
     in_force = dict(run.in_force())
+    assert in_force.pop("data.image_size") == DONOR.data.image_size
     assert set(in_force) | {"regularize.strength"} == set(MUTABLE)
     assert {name: pytest.approx(MUTATED[name]) for name in in_force} == in_force
 
