@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.space import Choice, Domain, LogUniform, PerChoice, Plain, Space, Uniform, space
 
-# Peak rates at the reference batch of 64 images. Each range lies around the value that its authors or torch propose,
-# wide enough for the other end of a network's size.
+# Peak rates at the reference batch of 64 images. Each range begins a factor of ten or more below what its authors or
+# torch propose for large networks, and ends where a small one still learns best. Measured: small_resnet of width 8 on
+# digits, 5 epochs; validation accuracies 0.992, 0.989 and 0.992 at the best rates 0.3 (SGD), 0.03 (Adam) and 0.3
+# (AdaGrad), at most 0.9 at 0.01, 0.001 and 0.003. AdamW differs from Adam in its decay only; RMSprop was not measured.
 RATES: Mapping[str, LogUniform] = types.MappingProxyType(
     {
-        "sgd": LogUniform(1e-3, 0.5),  # 0.1 for batches of 256: He et al. 2016, Goyal et al. 2017
-        "adam": LogUniform(1e-4, 1e-2),  # 1e-3: Kingma & Ba 2015
-        "adamw": LogUniform(1e-4, 1e-2),  # 1e-3: Loshchilov & Hutter 2019
-        "adagrad": LogUniform(1e-3, 1e-1),  # 1e-2, torch's default; its rate falls by itself (Duchi et al. 2011)
-        "rmsprop": LogUniform(1e-4, 1e-2),  # 1e-3: Hinton 2012 (lecture 6e); torch's 1e-2 is the upper end
+        "sgd": LogUniform(1e-3, 0.5),  # proposed: 0.1 for batches of 256 (He et al. 2016, Goyal et al. 2017)
+        "adam": LogUniform(1e-4, 3e-2),  # 1e-3 (Kingma & Ba 2015)
+        "adamw": LogUniform(1e-4, 3e-2),  # 1e-3 (Loshchilov & Hutter 2019)
+        "adagrad": LogUniform(1e-3, 0.3),  # 1e-2, torch's default; its rate falls by itself (Duchi et al. 2011)
+        "rmsprop": LogUniform(1e-4, 1e-2),  # 1e-3 (Hinton 2012, lecture 6e); torch's 1e-2 is the upper end
     }
 )
 
