@@ -28,6 +28,8 @@ def choose(task: str, images: Mapping[str, int]) -> tuple[str, str]:
     present = {label: count for label, count in images.items() if count}
     most, least = max(present, key=present.__getitem__), min(present, key=present.__getitem__)
     ratio = present[most] / present[least]
+    if ratio == 1:
+        return "val_accuracy", f"every class has {present[most]} training images"
     shown = f"class {most!r} has {ratio:.3g} times the training images of class {least!r}"
     if ratio > IMBALANCE:
         return "val_balanced_accuracy", f"{shown}, above {IMBALANCE:g}: accuracy would hardly see the small classes"
