@@ -61,7 +61,7 @@ def test_the_check_settles_it_from_the_training_images(photo_folder: Path, few_f
     for folder, chosen in ((photo_folder, "val_accuracy"), (few_flowers, "val_balanced_accuracy")):
         prepared = prepare(for_data(str(folder)).set(SMALL), tmp_path)
         assert (prepared.objective, prepared.left_open) == (chosen, True)
-        assert prepared.notices[0].startswith(f"objective = {chosen}: class ")
+        assert prepared.notices[0].startswith(f"objective = {chosen}: ")
     asked = prepare(for_data(str(few_flowers)).set({**SMALL, "objective": "val_loss"}), tmp_path)
     assert (asked.objective, asked.left_open) == ("val_loss", False)
     assert not any("objective" in notice for notice in asked.notices)
