@@ -17,7 +17,7 @@ from cvtune.recipe import Augment, Data, Loss, Model, Optim, Recipe, Regularize,
 from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
 from cvtune.searchers import GP, TPE, Grid, Random, Sobol
 from cvtune.sections import Budget, Confirm, Resources, Source, Tracking
-from cvtune.space import Choice, IntUniform, LogUniform, Space, Uniform, When, space
+from cvtune.space import Choice, IntUniform, LogUniform, PerChoice, Space, Uniform, When, space
 from cvtune.study import Study
 
 __version__ = "0.1.0"
@@ -44,6 +44,7 @@ __all__ = [
     "Median",
     "Model",
     "Optim",
+    "PerChoice",
     "Random",
     "Recipe",
     "Regularize",

@@ -24,9 +24,10 @@ from cvtune.durable import write_whole
 from cvtune.epoch import Epoch
 from cvtune.errors import DataError, told
 from cvtune.pulse import Pulse, die_hung
-from cvtune.recipe import Recipe
+from cvtune.recipe import Data, Recipe
 from cvtune.sections import Source
 
+MOST_OPENED = 8
 OPENED: dict[str, Any] = {}  # data sets of this process by their settings: mapped once, used by trial after trial
 
 
@@ -235,23 +236,29 @@ def opened(config: dict[str, Any], recipe: Recipe) -> Any:
     """
     from cvtune.data import cache_folder, open_dataset, open_store
 
-    key = repr((config["source"], recipe.data.image_size, recipe.data.store_size, recipe.data.fit))
+    data_of = recipe.largest
+    key = repr((config["source"], *_stored(data_of)))
     if key not in OPENED:
-        as_checked = config["store"] and recipe.data == Recipe.model_validate(config["base"]).data
+        as_checked = config["store"] and _stored(data_of) == _stored(Recipe.model_validate(config["base"]).largest)
         data = open_store(Path(config["store"])) if as_checked else None
         if data is None:
             cache = cache_folder(config["cache"] and Path(config["cache"]))
             threads = max(1, int(config["cpu"]))
-            data = open_dataset(
-                Source.model_validate(config["source"]), recipe.data, cache, config["cache_bytes"], threads
-            )
+            data = open_dataset(Source.model_validate(config["source"]), data_of, cache, config["cache_bytes"], threads)
         if data.fingerprint != config["fingerprint"]:
             raise DataError(
                 f"{platform.node()} sees other images at {config['source']['source']} than the driver did "
                 f"({data.fingerprint} instead of {config['fingerprint']}). Give every node the same data."
             )
+        while len(OPENED) >= MOST_OPENED:
+            OPENED.pop(next(iter(OPENED)))  # a trial that still has it keeps it
         OPENED[key] = data
     return OPENED[key]
+
+
+def _stored(data: Data) -> tuple[Any, ...]:
+    """What of a recipe's `data` decides how images are decoded."""
+    return data.image_size, data.store_size, data.fit
 
 
 def _new_attempt(trial: Path) -> int:
@@ -311,7 +318,7 @@ def draw_strip(run: Any, count: int, folder: Path) -> None:
     from cvtune import strips
     from cvtune.data.loader import evaluation_batch
 
-    part, data = run.data.val, run.recipe.data
+    part, data = run.data.val, run.final
     chosen = strips.choose(part.labels, count)
     if len(chosen):
         probabilities = run.val_logits[chosen].softmax(1).numpy()

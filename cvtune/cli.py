@@ -93,7 +93,7 @@ def run(
     console = screen_console()
     with Screen(chosen, console) as screen:
         try:
-            outcome = engine.run_study(chosen, storage, cache, resume.value, roots, listen=screen, say=screen.say)
+            outcome = engine.run_study(chosen, storage, cache, resume.value, roots, screen, screen.say, screen.settle)
         except engine.Interrupted as interrupted:
             raise typer.Exit(exit_code(interrupted.number)) from None
     if not outcome.seconds:
@@ -101,7 +101,7 @@ def run(
             f"study {chosen.name!r} in {storage} is complete; nothing to do. "
             "More trials: --set budget.trials=N; anew: --name."
         )
-    console.print(summary(chosen, outcome.history, outcome.folder, outcome.seconds))
+    console.print(summary(outcome.study, outcome.history, outcome.folder, outcome.seconds))
     if outcome.signal is not None:
         console.print("interrupted; the same command again takes it up where it was.")
         raise typer.Exit(exit_code(outcome.signal))
@@ -222,6 +222,7 @@ def _warmed(chosen: study.Study, older: str, storage: Path) -> study.Study:
     own = storage / chosen.name / "study.json"
     if own.is_file():
         begun = study.read(own)
+        chosen = chosen.settled(begun.objective)
         return chosen.model_copy(update={"points": begun.points, "prior": begun.prior})
     from cvtune.warm import warm_start
 
@@ -235,6 +236,7 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
     from cvtune import preflight
 
     prepared = preflight.finish(preflight.start(chosen, cache, roots))
+    chosen = chosen.settled(prepared.objective)
     print(chosen.model_dump_json(indent=2))
     print(f"images: {prepared.images}, classes: {', '.join(prepared.classes)}", file=sys.stderr)
     for notice in prepared.notices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import platform
 import shutil
@@ -101,6 +102,7 @@ def run_study(
     roots: tuple[str, ...] = (),
     listen: Listener = lambda event, history: None,
     say: Callable[[str], None] = lambda line: None,
+    settle: Callable[[Study], None] = lambda study: None,
 ) -> Outcome:
     """Run `study` in `storage/<name>` to its end, or take it up where it was left.
 
@@ -108,6 +110,7 @@ def run_study(
         roots: folders that workers put on `sys.path`, so that the user's own functions can be imported there.
         listen: told every journal event, in the thread that drives Ray Tune.
         say: told in words what is being done before the first trial.
+        settle: told the study as it runs, its objective settled, before the first event.
 
     Raises:
         ConfigError: the storage cannot be written, or holds another study under this name; or tracking lacks a key.
@@ -116,18 +119,24 @@ def run_study(
     """
     started = time.monotonic()
     folder = storage.resolve() / study.name
-    earlier = check_folder(study, folder, resume)
+    study, earlier = check_folder(study, folder, resume)
     with signals() as caught:
         if earlier.complete and len(earlier.of("search", "control")) >= study.budget.trials:
             return Outcome(study, folder, earlier, None, 0.0)
         with tracked(study, folder, say) as track:
-            history = _run(Setting(study, folder, cache, roots, track), listen, say, caught)
+            study, history = _run(Setting(study, folder, cache, roots, track), listen, say, settle, caught)
         broken_off = None if history.complete else caught.number  # it may have come when all was done
         return Outcome(study, folder, history, broken_off, time.monotonic() - started)
 
 
-def _run(setting: Setting, listen: Listener, say: Callable[[str], None], caught: Signals) -> History:
-    """Check, Ray, lease, and one term."""
+def _run(
+    setting: Setting,
+    listen: Listener,
+    say: Callable[[str], None],
+    settle: Callable[[Study], None],
+    caught: Signals,
+) -> tuple[Study, History]:
+    """Check, Ray, lease, and one term. Returns the study as it ran."""
     study, folder = setting.study, setting.folder
     say("checking images and both ends of every searched domain; starting Ray")
     check = preflight.start(study, setting.cache, setting.roots)
@@ -143,10 +152,13 @@ def _run(setting: Setting, listen: Listener, say: Callable[[str], None], caught:
             for notice in prepared.notices:
                 say(notice)
             check_unchanged(folder, prepared)
+            study = study.settled(prepared.objective)
+            settle(study)
+            setting = dataclasses.replace(setting, study=study)
             resources = _room(study, caught)
             lease = Lease(folder)
             try:
-                return _drive(setting, prepared, lease, resources, listen, caught)
+                return study, _drive(setting, prepared, lease, resources, listen, caught)
             finally:
                 lease.release()
     finally:

@@ -47,6 +47,10 @@ class Epoch:
     image_ms: float = _metric(
         "Copy to the device and forward pass of a validation image, in batches of 256, without decoding.", "ms"
     )
+    micro_batch: int = _metric(
+        "Most images that go through the model at once: a batch, less with data.micro_batch or where memory ran out.",
+        "images",
+    )
 
     def numbers(self) -> dict[str, float | int]:
         """The values by name, in the order of declaration."""

@@ -36,17 +36,17 @@ def rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     (Loshchilov & Hutter 2017) or a line over what is left of `max_epochs`, or stays.
 
     Args:
-        recipe: gives lr, schedule, warmup_epochs and max_epochs.
+        recipe: gives the peak rate (lr, scaled with the batch), schedule, warmup_epochs and max_epochs.
         step: optimizer steps made before this one, from 0.
         steps_per_epoch: optimizer steps (not batches) per epoch, >= 1.
     """
     optim = recipe.optim
     warmup = min(optim.warmup_epochs, recipe.max_epochs / 2) * steps_per_epoch
     if step < warmup:
-        return optim.lr * (step + 1) / (warmup + 1)  # neither the first step nor the last is at rate 0
+        return recipe.peak_lr * (step + 1) / (warmup + 1)  # neither the first step nor the last is at rate 0
     left = max(0.0, 1 - (step - warmup) / (recipe.max_epochs * steps_per_epoch - warmup))
     factor = {"cosine": (1 - math.cos(math.pi * left)) / 2, "linear": left, "constant": 1.0}
-    return optim.lr * factor[optim.schedule]
+    return recipe.peak_lr * factor[optim.schedule]
 
 
 class Stepper:

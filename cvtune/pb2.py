@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from cvtune.population import Population, clamped
 from cvtune.recipe import Value
 from cvtune.schedulers import PB2
-from cvtune.space import Choice, Domain, LogUniform
+from cvtune.space import Choice, LogUniform, Plain
 from cvtune.study import Study
 
 MODELLED_REPORTS = 190  # above 200 Ray's PB2 fits one Gaussian process per ten reports, at each takeover
@@ -33,12 +33,12 @@ class Pb2Rule(Population, pb2.PB2):
     """
 
     def __init__(self, study: Study, rules: PB2) -> None:
-        bounds = {name: list(edges(domain)) for name, domain in study.space.domains.items()}
+        bounds = {name: list(edges(domain)) for name, domain in study.space.plain().items()}
         super().__init__(study, rules, hyperparam_bounds=bounds)
         self._value_at: dict[tuple[str, float], Value] = {}  # 10 ** log10(x) is not always x
 
     def coordinates(self, values: Mapping[str, Value]) -> dict[str, Any]:
-        config = {name: coordinate(domain, values[name]) for name, domain in self._space.domains.items()}
+        config = {name: coordinate(domain, values[name]) for name, domain in self._axes.items()}
         self._value_at |= {(name, x): values[name] for name, x in config.items()}
         return config
 
@@ -62,24 +62,24 @@ class Pb2Rule(Population, pb2.PB2):
             try:
                 found = [shortest(x) for x in choose()]
             except (ValueError, np.linalg.LinAlgError):  # a singular kernel, with which Ray's remedy does not cope
-                found = [float(np.random.uniform(*edges(domain))) for domain in self._space.domains.values()]
-            known = {n: value_at(d, x) for (n, d), x in zip(self._space.domains.items(), found, strict=True)}
+                found = [float(np.random.uniform(*edges(domain))) for domain in self._axes.values()]
+            known = {n: value_at(d, x) for (n, d), x in zip(self._axes.items(), found, strict=True)}
         return np.array(list(self.coordinates(known).values()))
 
 
-def coordinate(domain: Domain, value: Value) -> float:
+def coordinate(domain: Plain, value: Value) -> float:
     """Where PB2 sees a value: log10 of it on a logarithmic axis."""
     assert isinstance(value, int | float)
     return math.log10(value) if isinstance(domain, LogUniform) else float(value)
 
 
-def value_at(domain: Domain, x: float) -> Value:
+def value_at(domain: Plain, x: float) -> Value:
     """The value of the domain at PB2's coordinate; inverse of `coordinate`, whole numbers rounded."""
     assert not isinstance(domain, Choice)
     return clamped(domain, 10.0**x if isinstance(domain, LogUniform) else x)
 
 
-def edges(domain: Domain) -> tuple[float, float]:
+def edges(domain: Plain) -> tuple[float, float]:
     """Both ends of a domain in PB2's coordinates."""
     low, high = domain.edges()
     return coordinate(domain, low), coordinate(domain, high)

@@ -23,7 +23,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 from cvtune.explained import Explained, Pointer, common
 from cvtune.recipe import Value
 from cvtune.schedulers import PB2, PBT
-from cvtune.space import Choice, Domain, IntUniform, LogUniform, Uniform
+from cvtune.space import Choice, IntUniform, LogUniform, Plain, Uniform
 from cvtune.study import Study
 
 
@@ -41,7 +41,7 @@ class Population(Explained, PopulationBasedTraining):
             **common(study),
             **more,
         )
-        self._space, self._size = study.space, study.budget.trials
+        self._axes, self._size = study.space.plain(), study.budget.trials
         self._turns: Counter[Trial] = Counter()
 
     def values(self, config: Mapping[str, Any]) -> dict[str, Value]:
@@ -110,19 +110,16 @@ class PbtRule(Population):
     """PBT whose changes know the domains."""
 
     def __init__(self, study: Study, rules: PBT) -> None:
-        mutations = {name: domain.at for name, domain in study.space.domains.items()}
+        mutations = {name: domain.at for name, domain in study.space.plain().items()}
         super().__init__(study, rules, hyperparam_mutations=mutations, burn_in_period=rules.burn_in_epochs)
         self._rules = rules
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
-        config = {
-            name: mutate(domain, trial_to_clone.config[name], self._rules)
-            for name, domain in self._space.domains.items()
-        }
+        config = {name: mutate(domain, trial_to_clone.config[name], self._rules) for name, domain in self._axes.items()}
         return {**config, **self.known.get(trial.trial_id, {})}, {}
 
 
-def mutate(domain: Domain, value: Value, rules: PBT) -> Value:
+def mutate(domain: Plain, value: Value, rules: PBT) -> Value:
     """A value of the domain near `value`, or with probability `rules.resample` any; from the global generator.
 
     Uniform and IntUniform move by +-`rules.step` of their range (whole numbers by at least 1) and stop at the ends,

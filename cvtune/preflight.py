@@ -18,6 +18,7 @@ from typing import Any
 from cvtune import errors, loops
 from cvtune.errors import ConfigError, CvtuneError, told
 from cvtune.fetch import require_weights
+from cvtune.objective import AUTO, choose
 from cvtune.recipe import Recipe
 from cvtune.schedulers import PB2, PBT, HyperBand
 from cvtune.sections import TORCHVISION
@@ -33,6 +34,8 @@ class Prepared:
     fingerprint: str
     corrupt: tuple[str, ...]
     notices: tuple[str, ...]
+    objective: str  # the study's own, or what its `auto` came to
+    left_open: bool = False  # whether the study said `auto`
     store: str | None = (
         None  # the decoded store of this machine; None: it did not fit, images are decoded at each access
     )
@@ -88,13 +91,12 @@ def finish(process: subprocess.Popen[str]) -> Prepared:
 
 
 def prepare(study: Study, cache: Path | None) -> Prepared:
-    """Open the images (building the decoded store of this machine) and build what the study may ask for.
+    """Open the images (building this machine's decoded store of each size) and build what the study may ask for.
 
     Raises:
         DataError: the images cannot be used.
         ConfigError: an end of a domain or a choice cannot be built, or its published weights are not there.
     """
-    from cvtune.data import cache_folder, open_dataset
     from cvtune.usercode import source_hash
 
     require_weights(study)  # decoding images may take long
@@ -105,20 +107,21 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         from cvtune.models.weights import digests  # late: torch
 
         weights = digests(pretrained)
-    data = open_dataset(
-        study.data, study.recipe.data, cache_folder(cache), study.resources.cache_bytes, os.cpu_count() or 1
-    )
+    stores = _Stores(study, cache)
+    data = stores.of(study.recipe)
     if (study.confirm.top or study.candidates) and not len(data.test.labels):
         raise ConfigError(
             "confirm: the confirmed recipes are compared on test images, but there are none. Give some with "
             "data.test_share above 0, or switch the confirmation off with --set confirm.top=0."
         )
+    objective, why = _objective(study, data)
+    settled = study.settled(objective)
     import torch  # late: a folder without images should not wait for it
 
     torch.set_num_threads(1)  # Ray starts beside this
     for name, recipe in corners(study):
         try:
-            _try(recipe, data, study)
+            _try(recipe, stores.of(recipe), settled)
         except CvtuneError as error:
             raise ConfigError(f"{name}: {error}" if name else str(error)) from None
         except Exception as error:  # whatever user code or an unlucky combination may raise
@@ -133,12 +136,47 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         images={part: len(getattr(data, part).labels) for part in ("train", "val", "test")},
         fingerprint=data.fingerprint,
         corrupt=data.corrupt,
-        notices=data.notices,
+        notices=(*why, *stores.notices()),
+        objective=objective,
+        left_open=study.objective == AUTO,
         store=str(data.store) if data.store else None,
         mappings={"augment_mapping": augment.MAPPING_VERSION, "regularize_mapping": regularize.MAPPING_VERSION},
         code=code,
         weights=weights,
     )
+
+
+class _Stores:
+    """The images of a study, decoded once for each size (and fit) that a trial may ask for."""
+
+    def __init__(self, study: Study, cache: Path | None) -> None:
+        self._study, self._cache = study, cache
+        self._opened: dict[tuple[Any, ...], Any] = {}
+
+    def of(self, recipe: Recipe) -> Any:
+        """The data set that a trial of `recipe` opens."""
+        from cvtune.data import cache_folder, open_dataset
+
+        data = recipe.largest
+        key = (data.image_size, data.store_size, data.fit)
+        if key not in self._opened:
+            limit, threads = self._study.resources.cache_bytes, os.cpu_count() or 1
+            self._opened[key] = open_dataset(self._study.data, data, cache_folder(self._cache), limit, threads)
+        return self._opened[key]
+
+    def notices(self) -> tuple[str, ...]:
+        """What there is to say of any of them, each once."""
+        return tuple(dict.fromkeys(notice for data in self._opened.values() for notice in data.notices))
+
+
+def _objective(study: Study, data: Any) -> tuple[str, tuple[str, ...]]:
+    """The objective to compare by, and a notice of why where the study leaves it open."""
+    if study.objective != AUTO:
+        return study.objective, ()
+    labels = data.train.labels.tolist()
+    images = {name: labels.count(label) for label, name in enumerate(data.classes)}
+    chosen, why = choose(data.task, images)
+    return chosen, (f"objective = {chosen}: {why}. Another one: --set objective=NAME.",)
 
 
 def corners(study: Study) -> Iterator[tuple[str, Recipe]]:
@@ -149,14 +187,8 @@ def corners(study: Study) -> Iterator[tuple[str, Recipe]]:
     yield "", study.recipe
     for name, recipe in study.candidates.items():
         yield f"candidates: {name!r}", recipe
-    for name in study.space.order():
-        parents = {}
-        when = study.space.conditions.get(name)
-        while when is not None:
-            parents[when.name] = when.values[0]
-            when = study.space.conditions.get(when.name)
-        for value in study.space.domains[name].edges():
-            yield f"space: {name} = {value!r}", study.recipe.replace({**parents, name: value})
+    for words, point in study.space.ends():
+        yield f"space: {words}", study.recipe.replace(point)
 
 
 def _try(recipe: Recipe, data: Any, study: Study) -> None:
@@ -175,7 +207,14 @@ def _try(recipe: Recipe, data: Any, study: Study) -> None:
     )
     tiny = dataclasses.replace(data, train=part, val=part, test=part)
     fast = recipe.replace(
-        {"max_epochs": 1, "changes": (), "data.train_fraction": 1.0, "optim.warmup_epochs": 0, "data.batch_size": 4}
+        {
+            "max_epochs": 1,
+            "changes": (),
+            "data.train_fraction": 1.0,
+            "optim.warmup_epochs": 0,
+            "data.batch_size": 4,
+            "data.image_size": recipe.largest.image_size,
+        }
     )
     if recipe.train.loop is not None:
         from cvtune.own_loop import rehearse
@@ -184,7 +223,17 @@ def _try(recipe: Recipe, data: Any, study: Study) -> None:
         rehearse(fast.replace({"max_epochs": 2}), tiny, {study.objective, *study.limits}, pauses)
         return
     run = Run(fast, tiny, device="cpu")  # the driver's machine may have no GPU, or one that is not ours
-    check_model(run.model, len(data.classes), recipe.data.image_size)
+    for size in sorted(set(recipe.image_sizes)):
+        try:
+            check_model(run.model, len(data.classes), size)
+        except ConfigError as error:
+            if size == recipe.largest.image_size:
+                raise
+            raise ConfigError(
+                f"changes: model.name = {recipe.model.name!r} is built for its largest data.image_size = "
+                f"{recipe.largest.image_size} and cannot take {size} px ({error}). Choose a model of any size, such as "
+                "small_resnet or torchvision:resnet18, or one size."
+            ) from None
     one_pass(run, resolve(fast), seed=0, stop=lambda: False)
 
 

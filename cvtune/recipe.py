@@ -6,6 +6,7 @@ Each value has one dotted name (`augment.strength`). That name is the field, the
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cvtune.errors import ConfigError, config_error, did_you_mean
 
 Value = bool | int | float | str | None
+REFERENCE_BATCH = 64  # images; optim.lr is the rate for this many under optim.lr_scaling
 USER_CODE = re.compile(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -57,6 +59,14 @@ class Data(Section):
         "both sides to image_size.",
     )
     batch_size: int = field(64, "Images per batch.", unit="images", ge=2, le=65536)
+    micro_batch: int | None = field(
+        None,
+        "Most images of a batch that go through the model at once; their gradients are added up to the batch's. None: "
+        "all of them. Where memory runs out it is halved (see the column micro_batch). Batch norm sees only these.",
+        unit="images",
+        ge=2,
+        le=65536,
+    )
     oversample: float = field(
         0.0, "How far rare classes are drawn more often: 0 natural frequencies, 1 all classes alike.", ge=0, le=1
     )
@@ -189,6 +199,12 @@ class Model(Section):
 class Optim(Section):
     name: Literal["sgd", "adam", "adamw", "adagrad", "rmsprop"] = field("adamw", "Optimizer.")
     lr: float = field(2e-3, "Peak learning rate.", gt=0, le=100, mutable=True)
+    lr_scaling: Literal["none", "linear", "sqrt"] = field(
+        "none",
+        "How lr follows the images per optimizer step, batch_size x accumulate, from the 64 that it is meant for: "
+        "linear (SGD: Goyal et al. 2017), by the square root (Adam and its kin: Malladi et al. 2022; Krizhevsky 2014), "
+        "or not.",
+    )
     backbone_lr_scale: float = field(
         1.0, "Factor on lr for everything but the last layer (fine-tuning wants less than 1).", ge=0, le=10
     )
@@ -280,14 +296,32 @@ class Recipe(Section):
         current: Recipe = self.model_copy(update={"changes": ()})
         for _, values in self.changes:
             for name in values:
-                if name not in FIELDS or not FIELDS[name].mutable:
-                    raise ConfigError(f"changes: {name!r} cannot change during training. {did_you_mean(name, MUTABLE)}")
+                if name not in CHANGEABLE:
+                    raise ConfigError(
+                        f"changes: {name!r} cannot change during training. {did_you_mean(name, CHANGEABLE)}"
+                    )
             current = current.replace(values)
         return self
 
     def flat(self) -> dict[str, Value]:
         """Every value under its dotted name (`changes` excepted, which is no single value)."""
         return {name: _get(self, name) for name in FIELDS}
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak rate of the last layer: `optim.lr`, scaled as `optim.lr_scaling` says."""
+        ratio = self.data.batch_size * self.optim.accumulate / REFERENCE_BATCH
+        return self.optim.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.optim.lr_scaling]
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """Every `data.image_size` that an epoch may have, in the order of `changes`; the last one is what is scored."""
+        return self.data.image_size, *(self.at(epoch).data.image_size for epoch, _ in self.changes)
+
+    @property
+    def largest(self) -> Data:
+        """`data` with the largest image size of any epoch: what models are built and images are decoded for."""
+        return self.data.model_copy(update={"image_size": max(self.image_sizes)})
 
     def replace(self, values: Mapping[str, Any]) -> Recipe:
         """This recipe with some values, given by dotted name, set to others.
@@ -371,3 +405,5 @@ def _get(tree: Any, name: str) -> Any:
 
 FIELDS: Mapping[str, FieldDoc] = types.MappingProxyType(describe(Recipe))
 MUTABLE: tuple[str, ...] = tuple(name for name, doc in FIELDS.items() if doc.mutable)
+CHANGEABLE: tuple[str, ...] = ("data.image_size", *MUTABLE)
+"""What `changes` may name. Progressive resizing is planned: a population does not take over weights across sizes."""

@@ -14,7 +14,7 @@ MAPPING_VERSION = 1
 DECAY_PER_STEP = 1e-3  # share of every weight that strength 1 removes in one step at the peak rate
 
 BUNDLE: Mapping[str, Callable[[float, float], float]] = types.MappingProxyType(
-    {  # knob: (strength, learning rate) -> value
+    {  # knob: (strength, peak learning rate, scaled with the batch) -> value
         "dropout": lambda s, lr: 0.5 * s,
         "spatial_dropout": lambda s, lr: 0.2 * s,
         "drop_path": lambda s, lr: 0.2 * s,
@@ -38,7 +38,7 @@ def bundle(recipe: Recipe) -> dict[str, float]:
     l2 and l1 stay 0: they would double the decay or prune, which one asks for by name.
     """
     strength = recipe.regularize.strength or 0.0
-    return {knob: value(strength, recipe.optim.lr) for knob, value in BUNDLE.items()}
+    return {knob: value(strength, recipe.peak_lr) for knob, value in BUNDLE.items()}
 
 
 def resolve(recipe: Recipe) -> Recipe:

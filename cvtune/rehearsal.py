@@ -68,7 +68,7 @@ class Rehearsal:
         threads = max(1, int(self._study.resources.cpu))
         return open_dataset(
             self._study.data,
-            self._study.recipe.data,
+            self._study.recipe.largest,
             cache_folder(self._cache or None),
             self._study.resources.cache_bytes,
             threads,
@@ -80,7 +80,9 @@ def measure(study: Study, data: Any, seconds: float = MEASURE_S) -> Facts:
     from cvtune.regularize import resolve
     from cvtune.train import Run, never, one_pass
 
-    recipe = study.recipe.replace({"data.report_images": None, "changes": ()})
+    recipe = study.recipe.replace(
+        {"data.report_images": None, "changes": (), "data.image_size": study.recipe.largest.image_size}
+    )
     run, now = Run(recipe, data), resolve(recipe)
     batches: list[Any] = []
     began, count = time.perf_counter(), 0
@@ -185,4 +187,4 @@ def _load_weights(study: Study, classes: int) -> None:
 
     recipes = {repr(recipe.model): recipe for _, recipe in corners(study) if recipe.model.pretrained}
     for recipe in recipes.values():
-        build_model(resolve(recipe), classes, recipe.data.image_size)
+        build_model(resolve(recipe), classes, recipe.largest.image_size)

@@ -149,8 +149,8 @@ class _Population(Section):
                 f"scheduler.name = {name} changes the searched values, but nothing is searched. Search one or more of "
                 f"{', '.join(MUTABLE)}; or use scheduler.name=fifo."
             )
-        if space.conditions:
-            conditional = next(iter(space.conditions))
+        conditional = next((searched for searched in space.domains if space.parent(searched)), None)
+        if conditional is not None:
             return (
                 f"scheduler.name = {name}: {conditional!r} is searched only under a condition, but a trial that takes "
                 "over values needs all of them. Remove the condition, or use scheduler.name=asha."

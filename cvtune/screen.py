@@ -48,6 +48,10 @@ class Screen:
         if self._live:
             self._live.stop()
 
+    def settle(self, study: Study) -> None:
+        """Show `study` from here on: its objective is settled."""
+        self._study, self._line = study, Lines(study)
+
     def say(self, line: str) -> None:
         self._console.print(f"[dim]{datetime.now():%H:%M:%S}[/] {line}", highlight=False)
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from cvtune.recipe import Section, Value, field
-from cvtune.space import NOTHING, Choice, Domain, IntUniform, Space
+from cvtune.space import NOTHING, Choice, IntUniform, Plain, Space
 
 MOST_CELLS = 100_000  # points of a grid; it is built as a whole and shuffled
 MOST_AXES = 21_201  # of a Sobol sequence (the direction numbers of Joe & Kuo 2008)
@@ -76,10 +76,14 @@ class Grid(_Seeded):
         """Every point of the grid, none twice; the list ends one past `MOST_CELLS`."""
         cells: list[dict[str, Value]] = [{}]
         for name in space.order():
-            axis = [given[name]] if name in given else self._axis(space.domains[name])
             grown: list[dict[str, Value]] = []
-            for cell in cells:  # a name whose condition fails adds no point, so that no point comes twice
-                grown += [{**cell, name: value} for value in axis] if space.holds(name, cell) else [cell]
+            for cell in cells:
+                domain = space.domain(name, cell)
+                if domain is None:  # a name whose condition fails adds no point, so that no point comes twice
+                    grown.append(cell)
+                else:
+                    axis = [given[name]] if name in given else self._axis(domain)
+                    grown += [{**cell, name: value} for value in axis]
                 if len(grown) > MOST_CELLS:
                     return grown
             cells = grown
@@ -94,7 +98,7 @@ class Grid(_Seeded):
             f"{MOST_CELLS:,} points. Use fewer points, search fewer names, or another searcher, such as sobol."
         )
 
-    def _axis(self, domain: Domain) -> list[Value]:
+    def _axis(self, domain: Plain) -> list[Value]:
         if isinstance(domain, Choice):
             return list(domain.values)
         if isinstance(domain, IntUniform):

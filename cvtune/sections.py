@@ -76,7 +76,10 @@ class Resources(Section):
         0, "Time to wait for a node that can hold a trial, where a study begins before its nodes.", unit="s", ge=0
     )
     cache_gb: float | None = field(
-        None, "Most disk that decoded images may take; None: half of what is free.", unit="GB", ge=0
+        None,
+        "Most disk that decoded images may take, for each image size that is searched; None: half of what is free.",
+        unit="GB",
+        ge=0,
     )
     hang_s: float = field(
         1800,

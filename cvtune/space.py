@@ -2,140 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
+from cvtune.domains import Choice, Domain, IntUniform, LogUniform, PerChoice, Plain, Uniform
 from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.recipe import FIELDS, Recipe, Section, Value
+
+__all__ = [
+    "Choice",
+    "Domain",
+    "IntUniform",
+    "LogUniform",
+    "PerChoice",
+    "Plain",
+    "Space",
+    "Uniform",
+    "When",
+    "space",
+]
 
 BUNDLE = "regularize.strength"
 NOTHING: Mapping[str, Value] = types.MappingProxyType({})
 KNOBS = tuple(name for name in FIELDS if name.startswith("regularize.") and name != BUNDLE)
-
-
-class _Interval(Section):
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _check_order(self)
-        return self
-
-    def edges(self) -> tuple[Value, ...]:
-        """The values a domain must be able to build: both ends, or every choice."""
-        return (self.low, self.high)
-
-    def contains(self, value: Any) -> bool:
-        """Whether `value` may be proposed. Whole numbers count, True and False do not."""
-        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
-
-
-class Uniform(_Interval):
-    """Every value in [low, high] alike."""
-
-    kind: Literal["uniform"] = "uniform"
-
-    def __init__(self, low: float, high: float, **kind: Any) -> None:
-        super().__init__(**{"low": low, "high": high, **kind})
-
-    def at(self, u: float) -> float:
-        """The value at quantile `u` in [0, 1]."""
-        return min(self.low + u * (self.high - self.low), self.high)  # the sum may leave the range by one rounding
-
-    def quantile(self, value: Any) -> float:
-        """The quantile of a value that the domain contains; inverse of `at`."""
-        return float((value - self.low) / (self.high - self.low))
-
-
-class LogUniform(_Interval):
-    """Every order of magnitude in [low, high] alike; low > 0."""
-
-    kind: Literal["log_uniform"] = "log_uniform"
-
-    def __init__(self, low: float, high: float, **kind: Any) -> None:
-        super().__init__(**{"low": low, "high": high, **kind})
-
-    @model_validator(mode="after")
-    def _positive(self) -> Self:
-        if self.low <= 0:
-            raise ConfigError(f"LogUniform(low={self.low:g}, high={self.high:g}): low must be above 0.")
-        return self
-
-    def at(self, u: float) -> float:
-        value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
-        return min(max(value, self.low), self.high)  # exp(log(x)) may leave the range by one rounding
-
-    def quantile(self, value: Any) -> float:
-        return math.log(value / self.low) / math.log(self.high / self.low)
-
-
-class IntUniform(Section):
-    """Every whole number from low to high alike, both included."""
-
-    kind: Literal["int_uniform"] = "int_uniform"
-    low: int
-    high: int
-
-    def __init__(self, low: int, high: int, **kind: Any) -> None:
-        super().__init__(**{"low": low, "high": high, **kind})
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _check_order(self)
-        return self
-
-    def at(self, u: float) -> int:
-        return min(self.low + int(u * (self.high - self.low + 1)), self.high)
-
-    def quantile(self, value: Any) -> float:
-        return float((value - self.low + 0.5) / (self.high - self.low + 1))  # the middle of those that give `value`
-
-    def edges(self) -> tuple[Value, ...]:
-        return (self.low, self.high)
-
-    def contains(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
-
-
-class Choice(Section):
-    """One of the listed values, all alike."""
-
-    kind: Literal["choice"] = "choice"
-    values: tuple[Value, ...]
-
-    def __init__(self, *values: Value, **fields: Any) -> None:
-        super().__init__(**({"values": values} if values else fields))
-
-    @model_validator(mode="after")
-    def _several(self) -> Self:
-        if len(self.values) < 2 or len(set(map(repr, self.values))) < len(self.values):
-            raise ConfigError(f"Choice{self.values!r}: list at least two different values.")
-        return self
-
-    def at(self, u: float) -> Value:
-        return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
-
-    def quantile(self, value: Any) -> float:
-        return (self.position(value) + 0.5) / len(self.values)
-
-    def edges(self) -> tuple[Value, ...]:
-        return self.values
-
-    def contains(self, value: Any) -> bool:
-        return any(_same(value, listed) for listed in self.values)
-
-    def position(self, value: Any) -> int:
-        """Which of the listed values it is, counted from 0; 1 is not True."""
-        return next(i for i, listed in enumerate(self.values) if _same(value, listed))
-
-
-Domain = Annotated[Uniform | LogUniform | IntUniform | Choice, Field(discriminator="kind")]
 
 
 class When(Section):
@@ -182,6 +75,9 @@ class Space(Section):
                     Recipe().replace({name: value})
                 except ConfigError as error:
                     raise ConfigError(f"space: {error}") from None
+        for name, domain in self.domains.items():
+            if isinstance(domain, PerChoice):
+                self._check_cases(name, domain)
         for name, when in self.conditions.items():
             self._check_condition(name, when)
         both = [knob for knob in KNOBS if BUNDLE in self.domains and knob in self.domains]
@@ -212,14 +108,51 @@ class Space(Section):
                 f"Valid: {', '.join(map(repr, parent.values))}."
             )
 
+    def _check_cases(self, name: str, domain: PerChoice) -> None:
+        parent = self.domains.get(domain.name)
+        if parent is None:
+            raise ConfigError(
+                f"space: {name!r} has a domain per value of {domain.name!r}, which must then be searched. "
+                f"{did_you_mean(domain.name, self.domains)}"
+            )
+        if not isinstance(parent, Choice) or name in self.conditions:
+            fault = "which is no Choice" if name not in self.conditions else "and a condition beside it"
+            raise ConfigError(
+                f"space: {name!r} has a domain per value of {domain.name!r}, {fault}. A PerChoice goes by the values "
+                "of a Choice, and where it is not searched a case is left out."
+            )
+        if wrong := [value for value, _ in domain.cases if not parent.contains(value)]:
+            raise ConfigError(
+                f"space: {name!r} has a domain for {domain.name} = {wrong[0]!r}, which it never takes. "
+                f"Valid: {', '.join(map(repr, parent.values))}."
+            )
+
+    def parent(self, name: str) -> str | None:
+        """The searched name whose value decides whether, or over which domain, `name` is searched."""
+        domain = self.domains[name]
+        if isinstance(domain, PerChoice):
+            return domain.name
+        return self.conditions[name].name if name in self.conditions else None
+
+    def cases(self, name: str) -> list[tuple[tuple[Value, ...], Plain]]:
+        """Each domain that a name may have, and at which values of its parent; no values: at any, or no parent."""
+        domain = self.domains[name]
+        if isinstance(domain, PerChoice):
+            return [((value,), plain) for value, plain in domain.cases]
+        return [(self.conditions[name].values if name in self.conditions else (), domain)]
+
+    def plain(self) -> dict[str, Plain]:
+        """The domains of a space in which none depends on another value, as schedulers of populations demand."""
+        return {name: domain for name, domain in self.domains.items() if not isinstance(domain, PerChoice)}
+
     def order(self) -> Iterator[str]:
-        """The searched names, each after the one that its condition asks for."""
+        """The searched names, each after its parent."""
         done: set[str] = set()
         while len(done) < len(self.domains):
             ready = [
                 name
                 for name in self.domains
-                if name not in done and (name not in self.conditions or self.conditions[name].name in done)
+                if name not in done and (self.parent(name) is None or self.parent(name) in done)
             ]
             if not ready:
                 loop = sorted(set(self.domains) - done)
@@ -227,10 +160,19 @@ class Space(Section):
             yield from ready
             done.update(ready)
 
+    def domain(self, name: str, values: Mapping[str, Value]) -> Plain | None:
+        """Over which domain a name is searched beside `values`, those of its parents; None: it is not searched."""
+        parent = self.parent(name)
+        if parent is not None and parent not in values:
+            return None
+        domain = self.domains[name]
+        if isinstance(domain, PerChoice):
+            return domain.case(values[domain.name])
+        return domain if parent is None or values[parent] in self.conditions[name].values else None
+
     def holds(self, name: str, values: Mapping[str, Value]) -> bool:
-        """Whether the condition on `name`, if it has one, is met by `values`."""
-        when = self.conditions.get(name)
-        return when is None or (when.name in values and values[when.name] in when.values)
+        """Whether the name is searched beside `values`: its condition, if it has one, is met."""
+        return self.domain(name, values) is not None
 
     def pick(self, quantiles: Mapping[str, float], given: Mapping[str, Value] = NOTHING) -> dict[str, Value]:
         """The values at the given quantiles in [0, 1], names whose condition fails left out.
@@ -239,23 +181,61 @@ class Space(Section):
         """
         values: dict[str, Value] = {}
         for name in self.order():
-            if self.holds(name, values):
-                values[name] = given[name] if name in given else self.domains[name].at(quantiles[name])
+            if domain := self.domain(name, values):
+                values[name] = given[name] if name in given else domain.at(quantiles[name])
         return values
+
+    def completed(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """A partial point with what its values need: a parent without a value gets one that lets them be searched."""
+        full = dict(given)
+        for name in reversed(list(self.order())):
+            parent = self.parent(name)
+            if name not in full or parent is None or parent in full:
+                continue
+            for meets, domain in self.cases(name):
+                fit = [value for value in meets if self.domains[parent].contains(value)]
+                if fit and domain.contains(full[name]):
+                    full[parent] = fit[0]
+                    break
+        return full
+
+    def ends(self) -> Iterator[tuple[str, dict[str, Value]]]:
+        """Both ends of every domain and every choice, one at a time: in words, and with what conditions ask for."""
+        for name in self.order():
+            parent = self.parent(name)
+            for meets, domain in self.cases(name):
+                case = isinstance(self.domains[name], PerChoice)
+                for value in domain.edges():
+                    point = {name: value, **({parent: meets[0]} if parent and meets else {})}
+                    words = f"{name} = {value!r}" + (f" at {parent} = {meets[0]!r}" if case else "")
+                    yield words, self.completed(point)
 
     def restrict(self, recipe: Mapping[str, Value]) -> dict[str, Value] | None:
         """The searched values of a whole recipe; None if one of them lies outside its domain."""
         values: dict[str, Value] = {}
         for name in self.order():
-            if self.holds(name, values):
-                if name not in recipe or not self.domains[name].contains(recipe[name]):
+            if domain := self.domain(name, values):
+                if name not in recipe or not domain.contains(recipe[name]):
                     return None
                 values[name] = recipe[name]
         return values
 
+    def outside(self, recipe: Mapping[str, Value]) -> list[str]:
+        """The searched names whose value in a whole recipe lies outside the domain that it has there."""
+        values: dict[str, Value] = {}
+        outside = []
+        for name in self.order():
+            if domain := self.domain(name, values):
+                values[name] = recipe[name]
+                outside += [] if domain.contains(recipe[name]) else [name]
+        return outside
+
     def encode(self, values: Mapping[str, Value]) -> list[float]:
         """One quantile in [0, 1] for each searched name, in the order of `domains`; 0.5 for those without a value."""
-        return [d.quantile(values[name]) if name in values else 0.5 for name, d in self.domains.items()]
+        return [
+            domain.quantile(values[name]) if name in values and (domain := self.domain(name, values)) else 0.5
+            for name in self.domains
+        ]
 
     def check_point(self, values: Mapping[str, Value]) -> None:
         """Refuse a point that no searcher could propose.
@@ -266,23 +246,34 @@ class Space(Section):
         for name, value in values.items():
             if name not in self.domains:
                 raise ConfigError(f"point: {name!r} is not searched. {did_you_mean(name, self.domains)}")
-            if not self.domains[name].contains(value):
-                domain = self.domains[name]
+            domain = self.domains[name]
+            if isinstance(domain, PerChoice) and domain.name in values:
+                domain = domain.case(values[domain.name]) or domain
+            if not domain.contains(value):
+                ends = [domain] if not isinstance(domain, PerChoice) else [case for _, case in domain.cases]
+                shown = " and ".join(f"{type(d).__name__}({', '.join(map(repr, d.edges()))})" for d in ends)
                 raise ConfigError(
-                    f"point: {name} = {value!r} lies outside "
-                    f"{type(domain).__name__}({', '.join(map(repr, domain.edges()))}). "
-                    "Change the value, or widen the domain."
+                    f"point: {name} = {value!r} lies outside {shown}. Change the value, or widen the domain."
                 )
 
     def sample(self, rng: np.random.Generator, given: Mapping[str, Value] = NOTHING) -> dict[str, Value]:
         """One random point. Draws for every name, so that a condition does not shift the other draws."""
         return self.pick({name: float(rng.random()) for name in self.domains}, given)
 
-    def without(self, names: set[str]) -> Space:
-        """This space with some names fixed: they and the conditions on them leave it."""
+    def without(self, fixed: Mapping[str, Value]) -> Space:
+        """This space with some names fixed at a value: they leave it, and so do names that are not searched there.
+
+        A domain per value of a fixed name becomes the one domain that it has there.
+        """
+        kept: dict[str, Domain] = {}
+        for name in self.order():
+            parent = self.parent(name)
+            domain = self.domain(name, fixed) if parent in fixed else self.domains[name]
+            if name not in fixed and domain is not None and (parent is None or parent in fixed or parent in kept):
+                kept[name] = domain
         return Space(
-            domains={n: d for n, d in self.domains.items() if n not in names},
-            conditions={n: w for n, w in self.conditions.items() if n not in names and w.name not in names},
+            domains={name: kept[name] for name in self.domains if name in kept},
+            conditions={n: w for n, w in self.conditions.items() if n in kept and w.name in kept},
             knobs_win=self.knobs_win,
         )
 
@@ -298,15 +289,3 @@ def space(domains: Mapping[str, Any], conditions: Mapping[str, When] | None = No
         return Space(domains=dict(domains), conditions=dict(conditions or {}), knobs_win=knobs_win)
     except ValidationError as error:
         raise config_error(error, "space") from None
-
-
-def _same(one: Value, other: Value) -> bool:
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
-
-
-def _check_order(domain: _Interval | IntUniform) -> None:
-    if not domain.low < domain.high:
-        raise ConfigError(
-            f"{type(domain).__name__}(low={domain.low:g}, high={domain.high:g}): the range is upside down or empty. "
-            "low must be below high."
-        )

@@ -16,11 +16,12 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from cvtune.epoch import METRICS, OBJECTIVES
 from cvtune.errors import ConfigError, config_error, did_you_mean
+from cvtune.objective import AUTO
 from cvtune.recipe import FIELDS, Recipe, Section, Value, describe, field
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
 from cvtune.sections import ARCHIVES, MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
-from cvtune.space import LogUniform, Space, Uniform, space
+from cvtune.space import IntUniform, LogUniform, Space, Uniform, space
 
 FORMAT = 1  # of study.json; a reader accepts its own and every lower number
 
@@ -53,7 +54,11 @@ class Study(Section):
     searcher: Searcher = Random()
     budget: Budget = Budget()
     resources: Resources = Resources()
-    objective: str = field("val_accuracy", "Metric that decides which trial is better.")
+    objective: str = field(
+        AUTO,
+        "Metric that decides which trial is better; auto: settled once the images are known, see `objective.py` "
+        "(val_accuracy, or val_balanced_accuracy where classes are imbalanced; val_mean_iou; val_map).",
+    )
     mode: Literal["max", "min"] | None = field(None, "Direction of the objective; None: the metric's own.")
     limits: dict[str, float] = {}
     noise_seeds: int = field(
@@ -80,21 +85,28 @@ class Study(Section):
     @field_validator("objective")
     @classmethod
     def _known_objective(cls, value: str) -> str:
-        if value not in OBJECTIVES:
-            raise ConfigError(f"objective = {value!r} is not a metric to compare by. {did_you_mean(value, OBJECTIVES)}")
+        if value not in (AUTO, *OBJECTIVES):
+            raise ConfigError(
+                f"objective = {value!r} is not a metric to compare by. {did_you_mean(value, (AUTO, *OBJECTIVES))}"
+            )
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        goal = METRICS[self.objective].goal
-        if self.mode not in (None, goal):
+        if self.mode not in (None, self.better):
             raise ConfigError(
-                f"mode = {self.mode!r}: {self.objective} is better the other way. Use {goal!r} or leave it out."
+                f"mode = {self.mode!r}: {self.objective} is better the other way. Use {self.better!r} or leave it out."
             )
         refused = self.scheduler.refusal(self.space, self.recipe.max_epochs, self.searcher.name, self.budget.trials)
         refused = refused or self.searcher.refusal(self.space)
         if refused is not None:
             raise ConfigError(refused)
+        sizes = self.space.domains.get("data.image_size")
+        if isinstance(sizes, Uniform | LogUniform | IntUniform) and self.recipe.data.store_size is None:
+            raise ConfigError(
+                "space: 'data.image_size' has a range, but images are decoded and kept once for every size. Search a "
+                "Choice of a few sizes, or keep one size for all with data.store_size."
+            )
         for point in [*self.points, *(seen.values for seen in self.prior)]:
             self.space.check_point(point)
         for name in self.candidates:
@@ -110,8 +122,8 @@ class Study(Section):
 
     @property
     def better(self) -> Literal["max", "min"]:
-        """The direction of the objective."""
-        return "max" if METRICS[self.objective].goal == "max" else "min"
+        """The direction of the objective. All that auto may become are better when larger."""
+        return "max" if self.objective == AUTO or METRICS[self.objective].goal == "max" else "min"
 
     @property
     def user_code(self) -> tuple[str, ...]:
@@ -129,6 +141,10 @@ class Study(Section):
                 return f"limits.{name} = {most:g}: this trial has {value:.6g}"
         return None
 
+    def settled(self, objective: str) -> Study:
+        """This study as it runs: with `objective` in the place of auto. Nothing that runs may see auto."""
+        return self.model_copy(update={"objective": objective}) if self.objective == AUTO else self
+
     def trial(self, index: int, values: Mapping[str, Value]) -> Recipe:
         """The Recipe of trial `index` with the searched `values`, and a seed of its own unless that is searched."""
         seed = int(np.random.SeedSequence([self.recipe.seed, index]).generate_state(1, np.uint32)[0])
@@ -143,7 +159,7 @@ class Study(Section):
         tree = self.model_dump()
         fixed = {name: value for name, value in values.items() if name in FIELDS or name == "changes"}
         tree["recipe"] = self.recipe.replace(fixed)
-        tree["space"] = self.space.without(set(fixed))
+        tree["space"] = self.space.without(fixed)
         valid = {
             **FIELDS,
             **SETTINGS,

@@ -39,8 +39,11 @@ PACKAGES = (
 )
 
 
-def check_folder(study: Study, folder: Path, resume: str) -> History:
-    """Check that `folder` is free for this study or holds the same one. Returns what was done so far."""
+def check_folder(study: Study, folder: Path, resume: str) -> tuple[Study, History]:
+    """Check that `folder` is free for this study or holds the same one.
+
+    Returns the study, an objective that it leaves open settled as when it began, and what was done so far.
+    """
     existing = (folder / "study.json").exists()
     if existing and resume == "never":
         raise ConfigError(
@@ -58,7 +61,8 @@ def check_folder(study: Study, folder: Path, resume: str) -> History:
             f"--storage {str(folder.parent)!r} cannot be written ({error.strerror}). Give a folder that can be."
         ) from None
     if not existing:
-        return History()
+        return study, History()
+    study = _settled_as_begun(study, folder)
     if changes := difference(read(folder / "study.json").definition(), study.definition()):
         raise ConfigError(
             f"study {study.name!r} in {folder.parent} was defined otherwise:\n  "
@@ -66,7 +70,16 @@ def check_folder(study: Study, folder: Path, resume: str) -> History:
             + "\nResume it with the same definition (budget.*, resources.* and tracking.* may change), or start anew "
             f"with what it has learned: --name NEW --warm-start {study.name}."
         )
-    return load(folder)
+    return study, load(folder)
+
+
+def _settled_as_begun(study: Study, folder: Path) -> Study:
+    """A study that left its objective open when it began may do so again; one that named it has to name it."""
+    begun = read(folder / "study.json")
+    before = (read_json(folder / "study.json") or {}).get("provenance", {})
+    # Without this key it was begun when val_accuracy was what a study that said nothing compared by.
+    left_open = before.get("objective_left_open", begun.objective == "val_accuracy")
+    return study.settled(begun.objective) if left_open else study
 
 
 def difference(old: Any, new: Any, path: str = "") -> list[str]:
@@ -106,6 +119,7 @@ def provenance(prepared: Prepared, nodes: list[dict[str, float]]) -> dict[str, A
         "command": sys.argv,
         "git_commit": commit or None,
         "versions": versions,
+        "objective_left_open": prepared.left_open,
         "data_fingerprint": prepared.fingerprint,
         "classes": prepared.classes,
         "images": prepared.images,

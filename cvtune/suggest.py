@@ -19,7 +19,7 @@ from cvtune.evidence import RAN_OUT, Evidence, Seen, final_scores, number_of
 from cvtune.history import History
 from cvtune.recipe import Value
 from cvtune.searchers import GP, TPE, Grid, Random, Sobol
-from cvtune.space import Choice, Domain, IntUniform, LogUniform, Space
+from cvtune.space import Choice, IntUniform, LogUniform, PerChoice, Plain, Space
 from cvtune.study import Study
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Draws:
 
     def suggest(self, number: int, given: Mapping[str, Value]) -> dict[str, Value] | None:
         space = self._study.space
-        return self._searcher.suggest(space, self._study.recipe.seed, number, with_parents(space, given))
+        return self._searcher.suggest(space, self._study.recipe.seed, number, space.completed(given))
 
     def observe(self, event: Mapping[str, Any]) -> None:
         """Nothing that happens changes the draws."""
@@ -90,7 +90,7 @@ class Walk:
     def suggest(self, number: int, given: Mapping[str, Value]) -> dict[str, Value] | None:
         self._asked.pop(number, None)
         if given:
-            values = self._searcher.suggest(self._space, self._seed, number, with_parents(self._space, given))
+            values = self._searcher.suggest(self._space, self._seed, number, self._space.completed(given))
         else:
             while self._left and frozenset(self._left[-1].items()) in self._tried:
                 self._left.pop()
@@ -110,18 +110,20 @@ class Learner(ABC):
     """A sampler of Optuna that is asked anew for each point, after everything observed was put to it."""
 
     cheap = False
+    _asks_all = False  # whether Optuna is asked for values that are not searched beside the others, too
 
     def __init__(self, study: Study, searcher: TPE | GP) -> None:
         self._study, self._searcher, self._space = study, searcher, study.space
         self._sign = 1 if study.better == "max" else -1
         self._evidence = Evidence(study)
+        self._axes = {key: (name, domain) for name in self._space.order() for key, domain in axes(self._space, name)}
 
     def observe(self, event: Mapping[str, Any]) -> None:
         self._evidence.observe(event)
 
     def suggest(self, number: int, given: Mapping[str, Value]) -> dict[str, Value] | None:
         self._evidence.ask(number, None)
-        given = with_parents(self._space, given)
+        given = self._space.completed(given)
         told = [seen.values for seen in self._evidence.seen if seen.outcome not in ("running", "failed")]
         if len({frozenset(values.items()) for values in told}) < self._searcher.startup or not self._space.domains:
             generator = self._searcher.generator(self._study.recipe.seed, number, 1)  # without 1 it draws the controls
@@ -153,37 +155,41 @@ class Learner(ABC):
             model.enqueue_trial(self._params(given))
         asked = model.ask()
         proposed: dict[str, Value] = {}
-        for name in self._space.order():
-            if self._wants(name, proposed):
-                proposed[name] = _suggested(asked, name, self._space.domains[name])
-        values = self._space.restrict(proposed)
-        assert values is not None
-        return values
+        for key, (name, domain) in self._axes.items():
+            active = self._axis(name, proposed)
+            if active == key or self._asks_all:
+                value = _suggested(asked, key, domain)
+                if active == key:
+                    proposed[name] = value
+        return proposed
+
+    def _axis(self, name: str, values: Mapping[str, Value]) -> str | None:
+        """The axis that a searched value lies on, given those of its parents; None: it is not searched then."""
+        if not self._space.holds(name, values):
+            return None
+        domain = self._space.domains[name]
+        return case_of(name, domain.name, values[domain.name]) if isinstance(domain, PerChoice) else name
 
     def _params(self, values: Mapping[str, Value]) -> dict[str, Any]:
-        """Values as Optuna gets them: a choice by its position, because Optuna takes 1 and True for the same."""
-        domains = self._space.domains
-        return {
-            name: domain.position(value) if isinstance(domain := domains[name], Choice) else value
-            for name, value in values.items()
-        }
+        """Values as Optuna gets them, by axis: a choice by its position, because Optuna takes 1 and True for the same.
+
+        Those that are not searched beside the others are left out.
+        """
+        on = [(self._axis(name, values), value) for name, value in values.items()]
+        return {key: _told_as(self._axes[key][1], value) for key, value in on if key is not None}
 
     def _trial(
-        self, state: str, values: Mapping[str, Value], score: float | None = None, reports: Mapping[int, float] = {}
+        self, state: str, params: Mapping[str, Any], score: float | None = None, reports: Mapping[int, float] = {}
     ) -> optuna.trial.FrozenTrial:
         import optuna
 
         return optuna.trial.create_trial(
             state=optuna.trial.TrialState[state],
             value=score,
-            params=self._params(values),
-            distributions={name: _distribution(self._space.domains[name]) for name in values},
+            params=dict(params),
+            distributions={key: _distribution(self._axes[key][1]) for key in params},
             intermediate_values=dict(reports),
         )
-
-    def _wants(self, name: str, values: Mapping[str, Value]) -> bool:
-        """Whether Optuna is asked for a name, after those before it were proposed."""
-        return self._space.holds(name, values)
 
     @abstractmethod
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler: ...
@@ -208,10 +214,11 @@ class Parzen(Learner):
     def _tell(self, seen: Seen) -> optuna.trial.FrozenTrial:
         if seen.outcome == "complete":
             best = max(seen.reports.values(), key=lambda score: self._sign * score)
-            return self._trial("COMPLETE", seen.values, best)
+            return self._trial("COMPLETE", self._params(seen.values), best)
         if seen.outcome == "stopped":
-            return self._trial("PRUNED", seen.values, reports=seen.reports)
-        return self._trial({"bad": "PRUNED", "failed": "FAIL", "running": "RUNNING"}[seen.outcome], seen.values)
+            return self._trial("PRUNED", self._params(seen.values), reports=seen.reports)
+        state = {"bad": "PRUNED", "failed": "FAIL", "running": "RUNNING"}[seen.outcome]
+        return self._trial(state, self._params(seen.values))
 
 
 class Gaussian(Learner):
@@ -219,8 +226,10 @@ class Gaussian(Learner):
 
     So a stopped trial is told with the score that it would probably have reached (see `final_scores`), and a value
     whose condition fails is told as the middle of its domain and ignored when proposed (imputation by a constant, as
-    in SMAC, Hutter et al. 2011).
+    in SMAC, Hutter et al. 2011). The same goes for the cases of a `PerChoice`: each is an axis of its own.
     """
+
+    _asks_all = True
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         import optuna
@@ -228,33 +237,31 @@ class Gaussian(Learner):
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=1)
 
     def _told(self, seen: Sequence[Seen]) -> list[optuna.trial.FrozenTrial]:
-        middle = {name: domain.at(0.5) for name, domain in self._space.domains.items()}
+        middle = {key: _told_as(domain, domain.at(0.5)) for key, (_, domain) in self._axes.items()}
         scores = final_scores(seen, self._sign)
         told = []
         for each, score in zip(seen, scores, strict=True):
             if score is not None or each.outcome == "running":
                 state = "RUNNING" if score is None else "COMPLETE"
-                told.append(self._trial(state, middle | each.values, score))
+                told.append(self._trial(state, middle | self._params(each.values), score))
         return told
-
-    def _wants(self, name: str, values: Mapping[str, Value]) -> bool:
-        return True
 
     def _ask(self, number: int, given: Mapping[str, Value]) -> dict[str, Value]:
         with _one_thread():
             return super()._ask(number, given)
 
 
-def with_parents(space: Space, given: Mapping[str, Value]) -> dict[str, Value]:
-    """A partial point with what its values need: a name that a condition asks about gets a value that meets it."""
-    full = dict(given)
-    for name in reversed(list(space.order())):
-        when = space.conditions.get(name)
-        if name in full and when is not None and when.name not in full:
-            meets = [value for value in when.values if space.domains[when.name].contains(value)]
-            if meets:
-                full[when.name] = meets[0]
-    return full
+def axes(space: Space, name: str) -> list[tuple[str, Plain]]:
+    """What a searched name is to Optuna: one axis, or one for each case, since a rate of SGD tells nothing of Adam."""
+    domain = space.domains[name]
+    if isinstance(domain, PerChoice):
+        return [(case_of(name, domain.name, value), case) for value, case in domain.cases]
+    return [(name, domain)]
+
+
+def case_of(name: str, parent: str, value: Value) -> str:
+    """The axis of `name` while its parent has this value."""
+    return f"{name} at {parent} = {value!r}"
 
 
 def expected_improvement(study: Study, history: History, seed: int) -> float:
@@ -318,7 +325,7 @@ def _one_thread() -> AbstractContextManager[object]:
     return limits
 
 
-def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
+def _distribution(domain: Plain) -> optuna.distributions.BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(domain, Choice):
@@ -328,7 +335,11 @@ def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
     return FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
 
 
-def _suggested(asked: optuna.Trial, name: str, domain: Domain) -> Value:
+def _told_as(domain: Plain, value: Value) -> Any:
+    return domain.position(value) if isinstance(domain, Choice) else value
+
+
+def _suggested(asked: optuna.Trial, name: str, domain: Plain) -> Value:
     if isinstance(domain, Choice):
         return domain.values[asked.suggest_categorical(name, range(len(domain.values)))]
     if isinstance(domain, IntUniform):

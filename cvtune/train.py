@@ -25,6 +25,7 @@ from cvtune.epoch import Epoch
 from cvtune.errors import CvtuneError, DataError
 from cvtune.loss import build_loss
 from cvtune.metrics import classification
+from cvtune.microbatch import MicroBatches
 from cvtune.models import build_model
 from cvtune.optim import Stepper
 from cvtune.recipe import MUTABLE, Recipe, Value
@@ -83,7 +84,8 @@ class Run:
             torch.backends.cudnn.benchmark = True  # the shape of a batch hardly changes
             torch.cuda.reset_peak_memory_stats(self.device)  # a warm process has trained other trials
         seed_everything(recipe.seed, 0)
-        self.model = build_model(resolve(recipe), len(data.classes), recipe.data.image_size)
+        self.final = recipe.data.model_copy(update={"image_size": recipe.image_sizes[-1]})  # how images are scored
+        self.model = build_model(resolve(recipe), len(data.classes), recipe.largest.image_size)
         # Only there. Measured with torch 2.15 (oneDNN 3.13): convolutions on channels-last tensors corrupt the memory
         # of a CPU process (AVX2: widths that 8 does not divide; several threads: a smaller last batch). They would
         # save 10 to 20 % of a small network's time.
@@ -96,6 +98,7 @@ class Run:
         self.counts = torch.from_numpy(counts).to(self.device)  # training images per class
         self.step, self.epoch, self.image_ms = 0, 0, 0.0
         self.val_logits = torch.empty(0, len(data.classes))
+        self.micro = MicroBatches(recipe.data.micro_batch)
         self.tried: set[int] = set()  # batch sizes that the GPU knows kernels for
         self.apply(resolve(recipe))
         self.mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1) * 255
@@ -120,6 +123,7 @@ class Run:
         yield from self.stepper.in_force()
         yield from self.model.in_force()
         yield "regularize.label_smoothing", self.label_smoothing
+        yield "data.image_size", self.pipeline.image_size
         for leaf in (name.removeprefix("augment.") for name in MUTABLE if name.startswith("augment.")):
             yield f"augment.{leaf}", getattr(self.pipeline.augment, leaf)
 
@@ -218,6 +222,7 @@ def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
             peak_memory=peak_memory(run.device),
             parameters=sum(p.numel() for p in run.model.module.parameters()),
             image_ms=run.image_ms,
+            micro_batch=min(run.micro.size or now.data.batch_size, now.data.batch_size),
         )
 
 
@@ -241,6 +246,11 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
     loss_sum, hits, norm_sum = (torch.zeros((), device=device) for _ in range(3))
     images, rates, waited = 0, [], run.loader.waited
     batches = run.loader.batches(run.used[order], now.data.batch_size, pipeline, seed)
+
+    def scaled(loss: torch.Tensor) -> torch.Tensor:
+        mean = loss / now.optim.accumulate
+        return run.scaler.scale(mean) if run.scaler else mean
+
     run.model.module.train()
     for count, (batch, labels) in enumerate(batches, 1):
         if stop():
@@ -248,17 +258,19 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
         labels = labels.to(device, non_blocking=True)
         mixup, cutmix = pipeline.augment.mixup, pipeline.augment.cutmix
         x, y_a, y_b, share = mix_batch(run.normalized(batch), labels, mixup, cutmix, generator)
-        with run.autocast:
-            logits = run.model.module(x)
-            loss = run.loss_of(logits, y_a, y_b, share)
-        scaled = loss / now.optim.accumulate
-        torch.autograd.backward(run.scaler.scale(scaled) if run.scaler else scaled)
+
+        def forward(rows: slice, x: Any = x, y_a: Any = y_a, y_b: Any = y_b, share: float = share) -> Any:
+            with run.autocast:
+                logits = run.model.module(x[rows])
+                return run.loss_of(logits, y_a[rows], y_b[rows], share), logits
+
+        loss, logits = run.micro.backward(run.model.module, len(x), forward, scaled)
         images += len(labels)
         if count % now.optim.accumulate == 0 or images >= len(order) - 1:  # a last single image makes no batch
             norm_sum += run.stepper.step(run.scaler)
             rates.append(run.stepper.lr)
-        loss_sum += loss.detach() * len(labels)
-        hits += (logits.detach().argmax(1) == y_a).sum()
+        loss_sum += loss * len(labels)
+        hits += (logits.argmax(1) == y_a).sum()
     return Pass(
         loss=loss_sum.item() / images,
         accuracy=hits.item() / images,
@@ -312,7 +324,7 @@ def predict(
         Stopped: `stop`, asked before every batch, said so.
     """
     indices = np.arange(len(part.labels)) if indices is None else indices
-    module, data = run.stepper.evaluated, run.recipe.data
+    module, data = run.stepper.evaluated, run.final
     module.eval()
     made, laps = [], []
     for start in range(0, len(indices), EVALUATION_BATCH):

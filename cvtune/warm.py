@@ -18,7 +18,8 @@ OWN = ("seed", "max_epochs")  # values of a recipe that differ between trials an
 def warm_start(study: Study, folder: Path, best: int = 3) -> tuple[Study, list[str]]:
     """The study with an older one's trials as `prior` and its best recipes as first `points`; and notices for a person.
 
-    A trial of the search, a control or a noise trial is comparable if the objective is the same and its recipe has a
+    A trial of the search, a control or a noise trial is comparable if the objective is the same (a study that leaves it
+    open takes the older one's) and its recipe has a
     value inside the domain for every name that the new study searches (where its condition holds). What else differs
     between the two studies (images, epochs, base recipe) shifts the scores of all its trials; it is said, not refused.
     A trial that took over another one's weights counts up to there.
@@ -33,6 +34,7 @@ def warm_start(study: Study, folder: Path, best: int = 3) -> tuple[Study, list[s
     if not (folder / "study.json").is_file():
         raise ConfigError(f"warm start: {str(folder)!r} is no study (study.json is missing). Give a study's folder.")
     older = read(folder / "study.json")
+    study = study.settled(older.objective)
     if older.objective != study.objective:
         raise ConfigError(
             f"warm start: {older.name!r} compared by {older.objective!r}, this study compares by {study.objective!r}; "
@@ -77,8 +79,7 @@ def _values(study: Study, recipe: Recipe) -> dict[str, Value] | str:
     values = study.space.restrict(flat)
     if values is not None:
         return values
-    outside = [name for name, domain in study.space.domains.items() if not domain.contains(flat[name])]
-    return f"outside this study's space ({', '.join(outside)})"
+    return f"outside this study's space ({', '.join(study.space.outside(flat))})"
 
 
 def _best(prior: list[Observation], study: Study, count: int) -> list[dict[str, Value]]:

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from cvtune import checkpoint, strips
-from cvtune.actor import OPENED, TrialActor, TrialFailed, reason_of, score_test, settle
+from cvtune.actor import MOST_OPENED, OPENED, TrialActor, TrialFailed, opened, reason_of, score_test, settle
 from cvtune.data import open_dataset
 from cvtune.data.torchvision import data_folder
 from cvtune.engine import Setting
 from cvtune.errors import ConfigError, DataError, told
 from cvtune.preflight import Prepared
+from cvtune.recipe import Recipe
 from cvtune.study import for_data
 
 STUDY = for_data("digits").set({"model.width": 4, "max_epochs": 3, "data.train_fraction": 0.3})
@@ -144,6 +145,23 @@ def test_an_error_is_reported_once_and_then_ends_the_process(actor: TrialActor, 
         actor.step()
 
 
+def test_each_image_size_is_opened_once_and_few_are_kept_open(config: dict[str, Any], tmp_path: Path) -> None:
+    def at(**values: object) -> Any:
+        named = {name.replace("__", "."): value for name, value in values.items()}
+        return opened(config, Recipe.model_validate(config["recipe"]).replace(named))
+
+    base = at()
+    assert str(base.store) == config["store"]
+    assert at(data__batch_size=16, data__micro_batch=8, data__oversample=1.0) is base  # decoded alike
+    other = at(data__image_size=24)
+    assert other is not base and other.store != base.store and other.fingerprint == base.fingerprint
+    grown = at(data__image_size=8, changes=[[1, {"data.image_size": 24}]])
+    assert grown is other  # kept for its largest size
+    for size in range(25, 35):
+        at(data__image_size=size)
+    assert len(OPENED) == MOST_OPENED
+
+
 def test_other_images_than_the_driver_saw_are_refused(actor: TrialActor, config: dict[str, Any]) -> None:
     OPENED.clear()
     actor.reset_config({**config, "fingerprint": "other"})
@@ -266,7 +284,7 @@ def test_a_worker_of_another_environment_looks_for_published_data_where_the_driv
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CVTUNE_DATA", "shared")
     monkeypatch.delenv("TORCH_HOME", raising=False)
-    job = setting.job(Prepared((), {}, "", (), ()), tmp_path)
+    job = setting.job(Prepared((), {}, "", (), (), "val_accuracy"), tmp_path)
     monkeypatch.chdir("/")
     monkeypatch.setenv("CVTUNE_DATA", "/of/the/node")
     settle(job)

@@ -18,12 +18,12 @@ PACKAGE = ROOT / "cvtune"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "durable", "probe", "allocation"),
     ("upload",),
-    ("recipe", "epoch", "checks", "gpu_checks"),
-    ("space", "schedulers", "searchers", "sections"),
+    ("recipe", "epoch", "objective", "checks", "gpu_checks"),
+    ("domains", "space", "priors", "schedulers", "searchers", "sections"),
     ("study",),
     (
         *("cvtune", "usercode", "loops", "lease", "journal", "checkpoint", "pulse", "signals"),
-        *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "loss", "strips"),
+        *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "loss", "microbatch", "strips"),
     ),
     ("history", "train", "own_loop", "lightning"),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),

@@ -27,7 +27,13 @@ class Table:
 
     def __init__(self, scheduler: Any, trials: int = 40, domains: dict[str, Any] = STRENGTHS, **recipe: Any) -> None:
         base = Recipe().replace({"max_epochs": 9, **recipe})
-        self.study = Study(recipe=base, space=space(domains), scheduler=scheduler, budget=Budget(trials=trials))
+        self.study = Study(
+            recipe=base,
+            space=space(domains),
+            scheduler=scheduler,
+            budget=Budget(trials=trials),
+            objective="val_accuracy",
+        )
         self.board, self.calls, self.steps = Board(self.study), 0, {}
 
     def add(self, *names: str, **values: float) -> None:
@@ -71,7 +77,7 @@ def test_needs_no_ray_cluster_and_says_nothing(capfd: pytest.CaptureFixture[str]
 
 
 def test_the_random_state_is_that_of_the_call_alone() -> None:
-    study = Study(space=space(STRENGTHS))
+    study = Study(space=space(STRENGTHS), objective="val_accuracy")
     drawn = []
     for number in (3, 4, 3):
         random.random(), np.random.random(7)

@@ -21,7 +21,9 @@ from cvtune.space import LogUniform, Uniform, space
 from cvtune.study import Study
 
 SPACE = space({"augment.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1e-1)})
-STUDY = Study(recipe=Recipe(max_epochs=4, seed=3), space=SPACE, confirm=Confirm(top=2, seeds=3))
+STUDY = Study(
+    objective="val_accuracy", recipe=Recipe(max_epochs=4, seed=3), space=SPACE, confirm=Confirm(top=2, seeds=3)
+)
 
 
 class Record:

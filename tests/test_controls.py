@@ -20,7 +20,12 @@ SPACE = space({"augment.strength": Uniform(0, 1), "regularize.strength": Uniform
 
 
 def study_of(scheduler: ASHA | FIFO, max_epochs: int, **fields: Any) -> Study:
-    return Study(recipe=Recipe(max_epochs=max_epochs), space=SPACE, scheduler=scheduler, **fields)
+    return Study(
+        recipe=Recipe(max_epochs=max_epochs),
+        space=SPACE,
+        scheduler=scheduler,
+        **{"objective": "val_accuracy", **fields},
+    )
 
 
 def told(study: Study, curves: np.ndarray, points: np.ndarray, reason: str = "completed") -> History:

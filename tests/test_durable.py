@@ -164,7 +164,7 @@ def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
     record = history.trials["00000"]
     assert record.recipe == Recipe() and record.steps == 3
     assert [e["val_accuracy"] for e in record.epochs] == [0.1, None, 0.3]
-    assert history.best(for_data("digits"))[1]["step"] == 3
+    assert history.best(for_data("digits").settled("val_accuracy"))[1]["step"] == 3
     assert not history.complete
 
 

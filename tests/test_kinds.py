@@ -132,7 +132,7 @@ def test_a_population_says_what_was_in_force_and_leaves_a_schedule(storage: Path
         after = [e for e in epochs if e["trial"] == exploit["trial"] and e["step"] == exploit["step"] + 1]
         values = json.loads(exploit["values"])
         assert all(e[name] == pytest.approx(value) for e in after for name, value in values.items())
-    winner = check(storage / kind, 0).best(for_kind(kind))
+    winner = check(storage / kind, 0).best(for_kind(kind).settled("val_accuracy"))
     assert winner is not None
     if winner[0].exploits:
         schedule = json.loads((storage / kind / "schedule.json").read_text())

@@ -18,7 +18,14 @@ from cvtune.phases import Phases
 from cvtune.study import Study, for_data
 
 BASE = for_data("digits").set(
-    {"max_epochs": 9, "budget.trials": 14, "noise_seeds": 2, "confirm.top": 1, "confirm.seeds": 2}
+    {
+        "objective": "val_accuracy",
+        "max_epochs": 9,
+        "budget.trials": 14,
+        "noise_seeds": 2,
+        "confirm.top": 1,
+        "confirm.seeds": 2,
+    }
 )
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "fifo": {"scheduler.name": "fifo", "budget.trials": 4},

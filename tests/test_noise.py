@@ -29,7 +29,7 @@ def told(curves: dict[str, list[float | None]], reason: str | None = "completed"
 
 def test_floor_is_the_spread_of_the_best_epochs() -> None:
     history = told({"a": [0.5, 0.9, 0.8], "b": [0.91, 0.2], "c": [None, 0.95]})
-    floor = noise_floor(Study(), history)
+    floor = noise_floor(Study(objective="val_accuracy"), history)
     assert floor is not None
     assert (floor.seeds, floor.sd) == (3, pytest.approx(np.std([0.9, 0.91, 0.95], ddof=1)))
     assert floor.mean == pytest.approx(0.92)
@@ -48,19 +48,19 @@ def test_score_follows_the_direction_of_the_objective_and_the_limits() -> None:
 @pytest.mark.parametrize("reason", [None, "stopped_budget", "diverged", "infra_lost"])
 def test_unfinished_trials_do_not_count(reason: str | None) -> None:
     history = told({"a": [0.5], "b": [0.6], "c": [0.7]}, reason)
-    assert noise_floor(Study(), history) is None
+    assert noise_floor(Study(objective="val_accuracy"), history) is None
 
 
 def test_one_seed_has_no_spread() -> None:
-    assert noise_floor(Study(), told({"a": [0.5]})) is None
-    assert noise_floor(Study(), History()) is None
+    assert noise_floor(Study(objective="val_accuracy"), told({"a": [0.5]})) is None
+    assert noise_floor(Study(objective="val_accuracy"), History()) is None
 
 
 def test_interval_covers_the_true_deviation_as_often_as_it_says() -> None:
     rng, hits = np.random.default_rng(0), 0
     for _ in range(400):
         scores = rng.normal(0.9, 0.02, size=3)
-        floor = noise_floor(Study(), told({str(i): [float(v)] for i, v in enumerate(scores)}))
+        floor = noise_floor(Study(objective="val_accuracy"), told({str(i): [float(v)] for i, v in enumerate(scores)}))
         assert floor is not None and floor.low <= floor.sd <= floor.high
         hits += floor.low <= 0.02 <= floor.high
     assert 0.92 <= hits / 400 <= 0.98
@@ -68,5 +68,5 @@ def test_interval_covers_the_true_deviation_as_often_as_it_says() -> None:
 
 
 def test_equal_scores_are_said_to_be_equal_and_no_rounding_is_taken_for_noise() -> None:
-    floor = noise_floor(Study(), told({name: [0.99624060150376] for name in "abc"}))
+    floor = noise_floor(Study(objective="val_accuracy"), told({name: [0.99624060150376] for name in "abc"}))
     assert floor is not None and floor.sd == 0 and "All 3 seeds" in floor.sentence() and not floor.spread

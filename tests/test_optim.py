@@ -98,6 +98,14 @@ def test_schedules(schedule: str, middle: float) -> None:
     assert rate(end, 500, 10) == (0.01 if schedule == "constant" else 0.0)
 
 
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("linear", 8.0), ("sqrt", 8**0.5)])
+def test_the_rate_follows_the_images_per_step_by_the_rule_that_is_stated(scaling: str, factor: float) -> None:
+    large = {"optim__lr_scaling": scaling, "data__batch_size": 128, "optim__accumulate": 4}
+    for value, plain in zip(curve(**large), curve(), strict=True):
+        assert value == pytest.approx(factor * plain)
+    assert curve(optim__lr_scaling=scaling, data__batch_size=64) == curve()  # the batch that lr is meant for
+
+
 def test_the_stepper_reports_the_rate_and_decay_it_used() -> None:
     r = recipe(max_epochs=10, optim__schedule="linear", optim__backbone_lr_scale=0.1, regularize__weight_decay=0.2)
     network = tiny()

@@ -4,6 +4,8 @@ import pytest
 
 from cvtune.errors import ConfigError
 from cvtune.recipe import FIELDS, MUTABLE, Recipe
+from cvtune.schedulers import PBT
+from cvtune.space import Choice, space
 
 
 def test_every_field_is_documented_and_has_a_default_that_is_valid() -> None:
@@ -64,4 +66,12 @@ def test_changes_that_cannot_be_are_refused(changes: object, said: str) -> None:
 
 def test_what_may_change_in_mid_training_covers_both_axes() -> None:
     assert {"augment.strength", "regularize.strength", "regularize.dropout", "optim.lr"} <= set(MUTABLE)
-    assert not {"model.name", "data.batch_size", "optim.name"} & set(MUTABLE)
+    assert not {"model.name", "data.batch_size", "optim.name", "data.image_size"} & set(MUTABLE)
+
+
+def test_images_may_grow_by_plan_but_not_in_a_population() -> None:
+    recipe = Recipe().replace({"data.image_size": 64, "changes": [[3, {"data.image_size": 96}], [5, {"optim.lr": 1}]]})
+    assert recipe.image_sizes == (64, 96, 96) and recipe.largest == recipe.data.model_copy(update={"image_size": 96})
+    assert Recipe().largest == Recipe().data
+    refused = PBT().refusal(space({"data.image_size": Choice(64, 96)}), 9, "random", 8)
+    assert refused is not None and "'data.image_size' is searched, but cannot change" in refused

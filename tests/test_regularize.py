@@ -44,6 +44,16 @@ def test_rate_times_decay_is_the_same_at_every_rate(lr: float) -> None:
     assert lr * knobs(recipe(regularize__strength=0.7, optim__lr=lr))["weight_decay"] == pytest.approx(1e-3 * 0.49)
 
 
+@pytest.mark.parametrize("scaling", ["none", "linear", "sqrt"])
+def test_rate_times_decay_is_the_same_at_every_batch_size_too(scaling: str) -> None:
+    for batch in (16, 64, 512):
+        recipe = resolve(
+            Recipe().replace({"regularize.strength": 1, "data.batch_size": batch, "optim.lr_scaling": scaling})
+        )
+        assert recipe.peak_lr * recipe.regularize.weight_decay == pytest.approx(1e-3)
+        assert resolve(recipe) == recipe
+
+
 def test_decay_is_capped_where_the_field_ends() -> None:
     assert knobs(recipe(regularize__strength=1.0, optim__lr=1e-9))["weight_decay"] == 1e4
 

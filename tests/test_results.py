@@ -17,7 +17,7 @@ from cvtune.recipe import FIELDS
 from cvtune.results import export, write_tables
 from cvtune.study import for_data
 
-STUDY = for_data("digits").set({"max_epochs": 3})
+STUDY = for_data("digits").set({"objective": "val_accuracy", "max_epochs": 3})
 TABLES = ("studies", "trials", "epochs", "decisions", "predictions")
 
 

@@ -20,7 +20,7 @@ from cvtune.study import Study
 SPACE = space(
     {"augment.strength": Uniform(0, 1), "regularize.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1e-2)}
 )
-STUDY = Study(name="pop", recipe=Recipe(max_epochs=24, seed=7), space=SPACE)
+STUDY = Study(name="pop", objective="val_accuracy", recipe=Recipe(max_epochs=24, seed=7), space=SPACE)
 
 
 def proposed(study: Study, history: History, values: dict[str, Value]) -> str:

@@ -21,7 +21,7 @@ from cvtune.population import mutate
 from cvtune.recipe import Recipe
 from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
 from cvtune.sections import Budget
-from cvtune.space import Choice, IntUniform, LogUniform, Space, Uniform, When, space
+from cvtune.space import Choice, IntUniform, LogUniform, PerChoice, Space, Uniform, When, space
 from cvtune.study import Study
 
 SPACE = space(
@@ -51,7 +51,7 @@ def study_of(name: str, trials: int | None = None, max_epochs: int = 9, **more: 
         space=SPACE,
         scheduler=SCHEDULERS[name],
         budget=Budget(trials=trials),
-        **{"noise_seeds": 0, **more},
+        **{"noise_seeds": 0, "objective": "val_accuracy", **more},
     )
 
 
@@ -489,6 +489,11 @@ def test_a_population_refuses_what_it_cannot_change(scheduler: PBT | PB2) -> Non
         {"augment.mixup": When("augment.strength", 0.0)},
     )
     assert "'augment.mixup' is searched only under a condition" in refused(scheduler, space=conditional)
+    rates = PerChoice("augment.flip", {"none": Uniform(0, 1)})
+    per_choice = space({"augment.flip": Choice("none", "both"), "augment.mixup": rates})
+    assert ("'augment.mixup' is searched only" if scheduler.name == "pbt" else "'augment.flip' is a Choice") in refused(
+        scheduler, space=per_choice
+    )
 
 
 @pytest.mark.parametrize("scheduler", [PBT(), PB2()])

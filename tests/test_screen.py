@@ -11,7 +11,7 @@ from cvtune.history import History
 from cvtune.screen import GRID, Lines, Screen, strength_grid, summary
 from cvtune.study import for_data
 
-STUDY = for_data("digits").set({"max_epochs": 9, "budget.trials": 8})
+STUDY = for_data("digits").set({"objective": "val_accuracy", "max_epochs": 9, "budget.trials": 8})
 
 
 def events(trials: int = 8) -> list[dict[str, Any]]:

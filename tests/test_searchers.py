@@ -18,7 +18,7 @@ from cvtune.evidence import Seen, final_scores
 from cvtune.history import History
 from cvtune.recipe import Recipe
 from cvtune.searchers import GP, TPE, Grid, Random, Sobol
-from cvtune.space import Choice, IntUniform, LogUniform, Space, Uniform, When, space
+from cvtune.space import Choice, IntUniform, LogUniform, PerChoice, Space, Uniform, When, space
 from cvtune.study import Observation, Study, make
 from cvtune.suggest import Learner, expected_improvement, suggester
 
@@ -40,7 +40,7 @@ learning = pytest.mark.parametrize("searcher", [TPE(startup=5), GP(startup=5)], 
 
 def a_study(searcher, seed: int = 0, **more: Any) -> Study:
     base = Recipe().replace({"optim.name": "sgd", "optim.momentum": 0.2, "max_epochs": 9, "seed": seed})
-    return make({"space": SPACE, "searcher": searcher, "recipe": base, **more})
+    return make({"space": SPACE, "searcher": searcher, "recipe": base, "objective": "val_accuracy", **more})
 
 
 def toy(values: dict[str, Any]) -> float:
@@ -133,6 +133,26 @@ def test_points_lie_in_their_domains_and_honor_the_conditions(searcher) -> None:
 
 
 @each_searcher
+def test_each_case_of_a_domain_is_searched_over_its_own_range(searcher) -> None:
+    lr = PerChoice("optim.name", {"sgd": LogUniform(1e-2, 0.5), "adamw": LogUniform(1e-4, 1e-3)})
+    cases = space({"optim.lr": lr, "optim.name": Choice("sgd", "adamw", "adagrad"), "augment.strength": Uniform(0, 1)})
+    best = {"sgd": 0.05, "adamw": 3e-4}
+    play = Play(
+        a_study(searcher, space=cases, points=({"optim.lr": 2e-4}, {"optim.name": "adagrad"}, {"optim.lr": 0.5}))
+    )
+    tried = []
+    for _ in range(10):
+        name = play.trial()
+        values = play.values[name]
+        assert cases.restrict(values) == values
+        tried.append(values)
+        away = abs(math.log(values["optim.lr"] / best[values["optim.name"]])) if "optim.lr" in values else 3
+        play.finish(name, 0.9 - 0.1 * away)
+    assert [values["optim.name"] for values in tried[:3]] == ["adamw", "adagrad", "sgd"]
+    assert len({json.dumps(values, sort_keys=True) for values in tried}) == 10
+
+
+@each_searcher
 def test_points_to_try_first_are_kept_and_completed(searcher) -> None:
     tried = Play(a_study(searcher, points=POINTS)).run(4)
     for point, values in zip(POINTS, tried, strict=False):
@@ -214,7 +234,7 @@ def test_asking_twice_for_one_trial_changes_nothing(searcher) -> None:
 
 @each_searcher
 def test_an_empty_space_has_one_point(searcher) -> None:
-    play = Play(Study(searcher=searcher))
+    play = Play(Study(searcher=searcher, objective="val_accuracy"))
     assert play.suggester.suggest(0, {}) == {}
 
 

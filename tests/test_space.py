@@ -5,11 +5,20 @@ import pytest
 
 from cvtune.errors import ConfigError
 from cvtune.recipe import Recipe
-from cvtune.space import Choice, IntUniform, LogUniform, Space, Uniform, When, space
+from cvtune.space import Choice, IntUniform, LogUniform, PerChoice, Space, Uniform, When, space
 
 CONDITIONAL = space(
     {"optim.momentum": Uniform(0, 0.9), "optim.name": Choice("sgd", "adamw"), "optim.lr": LogUniform(1e-4, 1e-1)},
     {"optim.momentum": When("optim.name", "sgd")},
+)
+RATES = PerChoice("optim.name", {"sgd": LogUniform(1e-2, 0.5), "adamw": LogUniform(1e-4, 1e-3)})
+BY_NAME = space(
+    {
+        "optim.lr": RATES,
+        "optim.momentum": PerChoice("optim.name", {"sgd": Uniform(0, 0.95)}),
+        "optim.name": Choice("sgd", "adamw", "adagrad"),
+        "augment.strength": Uniform(0, 1),
+    }
 )
 
 
@@ -104,6 +113,21 @@ def test_a_condition_does_not_shift_the_other_draws() -> None:
             ),
             "in a circle",
         ),
+        (lambda: space({"optim.lr": RATES}), "'optim.lr' has a domain per value of 'optim.name', which must then be"),
+        (lambda: PerChoice("optim.name", {}), "at least one value"),
+        (lambda: PerChoice("optim.name", [("sgd", Uniform(0, 1)), ("sgd", Uniform(0, 2))]), "each value one domain"),
+        (lambda: space({"optim.lr": RATES, "optim.name": Choice("sgd", "adam")}), "'adamw', which it never takes"),
+        (
+            lambda: space(
+                {"optim.lr": PerChoice("optim.warmup_epochs", {1: Uniform(1, 2)}), "optim.warmup_epochs": Uniform(0, 2)}
+            ),
+            "which is no Choice",
+        ),
+        (
+            lambda: space(dict(BY_NAME.domains), {"optim.lr": When("augment.strength", 1.0)}),
+            "and a condition beside it",
+        ),
+        (lambda: space({**BY_NAME.domains, "optim.lr": PerChoice("optim.name", {"sgd": Uniform(1, 101)})}), "= 101"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_when_the_space_is_built(build, said: str) -> None:
@@ -117,12 +141,15 @@ def test_a_knob_beside_its_strength_is_allowed_when_the_author_says_so() -> None
 
 
 def test_a_space_survives_json() -> None:
-    assert Space.model_validate_json(CONDITIONAL.model_dump_json()) == CONDITIONAL
+    for built in (CONDITIONAL, BY_NAME):
+        assert Space.model_validate_json(built.model_dump_json()) == built
 
 
 def test_without_drops_names_and_the_conditions_on_them() -> None:
-    assert not CONDITIONAL.without({"optim.name"}).conditions
-    assert set(CONDITIONAL.without({"optim.lr"}).domains) == {"optim.momentum", "optim.name"}
+    assert not CONDITIONAL.without({"optim.name": "sgd"}).conditions
+    assert set(CONDITIONAL.without({"optim.name": "sgd"}).domains) == {"optim.momentum", "optim.lr"}
+    assert set(CONDITIONAL.without({"optim.name": "adamw"}).domains) == {"optim.lr"}  # there it is not searched
+    assert set(CONDITIONAL.without({"optim.lr": 0.1}).domains) == {"optim.momentum", "optim.name"}
 
 
 def test_encoded_points_are_quantiles_and_decode_to_the_same_values() -> None:
@@ -162,3 +189,52 @@ def test_a_point_that_no_searcher_could_propose_is_refused(point, said: str) -> 
     with pytest.raises(ConfigError, match=said):
         CONDITIONAL.check_point(point)
     CONDITIONAL.check_point({"optim.lr": 0.05})  # a part of a point will do
+
+
+# --- a domain per value of another name
+
+
+def test_each_choice_draws_from_its_own_domain_or_not_at_all() -> None:
+    points = [BY_NAME.sample(np.random.default_rng(i)) for i in range(300)]
+    rates = {
+        name: [p.get("optim.lr") for p in points if p["optim.name"] == name] for name in ("sgd", "adamw", "adagrad")
+    }
+    assert all(1e-2 <= lr <= 0.5 for lr in rates["sgd"]) and all(1e-4 <= lr <= 1e-3 for lr in rates["adamw"])
+    assert set(rates["adagrad"]) == {None}
+    assert all(("optim.momentum" in p) == (p["optim.name"] == "sgd") for p in points)
+    for point in points:
+        assert BY_NAME.restrict(Recipe().replace(point).flat()) == point
+        encoded = dict(zip(BY_NAME.domains, BY_NAME.encode(point), strict=True))
+        assert BY_NAME.pick(encoded) == pytest.approx(point)
+
+
+def test_a_value_of_another_case_lies_outside() -> None:
+    wrong = Recipe().replace({"optim.name": "adamw", "optim.lr": 0.1})
+    assert BY_NAME.restrict(wrong.flat()) is None
+    assert BY_NAME.outside(wrong.flat()) == ["optim.lr"]
+    BY_NAME.check_point({"optim.lr": 0.1})  # with SGD it may be
+    with pytest.raises(ConfigError, match=r"lies outside LogUniform\(0.0001, 0.001\)"):
+        BY_NAME.check_point({"optim.lr": 0.1, "optim.name": "adamw"})
+    with pytest.raises(ConfigError, match=r"outside LogUniform\(0.01, 0.5\) and LogUniform\(0.0001, 0.001\)"):
+        BY_NAME.check_point({"optim.lr": 0.9})
+
+
+def test_a_partial_point_gets_the_parent_that_its_value_belongs_to() -> None:
+    assert BY_NAME.completed({"optim.lr": 5e-4}) == {"optim.lr": 5e-4, "optim.name": "adamw"}
+    assert BY_NAME.completed({"optim.momentum": 0.3})["optim.name"] == "sgd"
+
+
+def test_a_fixed_parent_leaves_the_one_domain_that_it_decides() -> None:
+    assert BY_NAME.without({"optim.name": "adamw"}).domains == {
+        "optim.lr": LogUniform(1e-4, 1e-3),
+        "augment.strength": Uniform(0, 1),
+    }
+    assert set(BY_NAME.without({"optim.name": "adagrad"}).domains) == {"augment.strength"}
+
+
+def test_the_ends_of_every_case_are_visited_with_their_parent() -> None:
+    ends = dict(BY_NAME.ends())
+    assert ends["optim.lr = 0.5 at optim.name = 'sgd'"] == {"optim.lr": 0.5, "optim.name": "sgd"}
+    assert ends["optim.lr = 0.0001 at optim.name = 'adamw'"] == {"optim.lr": 1e-4, "optim.name": "adamw"}
+    assert len(ends) == 3 + 2 + 4 + 2
+    assert {"optim.momentum": 0.9, "optim.name": "sgd"} in dict(CONDITIONAL.ends()).values()

@@ -81,6 +81,8 @@ VARIANTS = {
         "optim.lr": 1e-3,
     },
     "cut into reports": {"data.report_images": 130},
+    "in parts": {"data.micro_batch": 24, "optim.lr_scaling": "linear"},
+    "growing images": {"changes": [[2, {"data.image_size": 24}]]},
     "frozen, changed": {"model.freeze_epochs": 1, "changes": [[2, {"augment.strength": 0.9, "optim.lr": 1e-3}]]},
 }
 
@@ -238,6 +240,7 @@ def test_mutated_values_rule_over_the_donors_state(digits: Dataset, donor: Path)
     told = ("lr", "weight_decay", "dropout", "augment_strength")
     assert [round(getattr(epochs[0], name), 9) for name in told] == [0.003, 0.7, 0.25, 0.7]
     in_force = dict(run.in_force())
+    assert in_force.pop("data.image_size") == DONOR.data.image_size
     assert set(in_force) | {"regularize.strength"} == set(MUTABLE)
     assert {name: pytest.approx(MUTATED[name]) for name in in_force} == in_force
 
@@ -391,3 +394,65 @@ def test_a_gpu_learns_too_and_takes_up_a_checkpoint(digits: Dataset, tmp_path: P
     assert [e.epoch for e in epochs] == [1, 2, 3, 4, 5, 6]
     assert epochs[-1].val_accuracy > 0.85 and 0 < epochs[-1].peak_memory < 4000
     assert 0 < epochs[-1].image_ms < 10
+
+
+# --- batch size, memory and resolution
+
+
+def test_a_batch_in_parts_is_the_same_training_without_batch_norm(digits: Dataset) -> None:
+    """With group norm and no noise a step does not depend on how its batch is divided, but for rounding."""
+    recipe = SMALL.replace({"model.norm": "group", "regularize.strength": None, "max_epochs": 2, "optim.name": "sgd"})
+    whole = list(train(Run(recipe, digits)))
+    divided = list(train(Run(recipe.replace({"data.micro_batch": 20}), digits)))
+    for one, other in zip(whole, divided, strict=True):
+        assert (one.micro_batch, other.micro_batch) == (64, 20)
+        for name in ("train_loss", "val_loss", "grad_norm", "clean_loss"):
+            assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-3), name
+        assert other.lr == one.lr
+
+
+def test_memory_that_runs_out_costs_no_epoch_and_is_recorded(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network that has no room for more than 20 images in training."""
+    recipe = SMALL.replace({"model.norm": "group", "regularize.strength": None, "max_epochs": 2, "optim.name": "sgd"})
+    told = [numbers(e) for e in train(Run(recipe.replace({"data.micro_batch": 16}), digits))]
+    run = Run(recipe, digits)
+
+    def tight(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if module.training and len(inputs[0]) > 20:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {len(inputs[0])} images")
+
+    run.model.module.register_forward_pre_hook(tight)
+    found = [numbers(e) for e in train(run)]
+    assert [e["micro_batch"] for e in found] == [16, 16]
+    assert capsys.readouterr().out.count("out of memory") == 2  # 64, 32
+    assert found == told  # bit for bit what asking for parts of 16 gives
+
+
+def test_images_grow_during_training_and_are_scored_at_their_last_size(digits: Dataset) -> None:
+    recipe = SMALL.replace(
+        {"data.image_size": 8, "changes": [[1, {"data.image_size": 16}], [3, {"data.image_size": 32}]]}
+    )
+    assert recipe.image_sizes == (8, 16, 32) and recipe.largest.image_size == 32
+    run, seen = Run(recipe, digits), list[tuple[bool, int]]()
+    run.model.module.register_forward_pre_hook(lambda m, x: seen.append((m.training, x[0].shape[-1])))
+    sizes = []
+    for epoch in train(run):
+        trained = {side for training, side in seen if training}
+        assert len(trained) == 1 and {side for training, side in seen if not training} == {32}
+        sizes.append((trained.pop(), dict(run.in_force())["data.image_size"]))
+        seen.clear()
+        assert math.isfinite(epoch.val_loss)
+    assert sizes == [(8, 8), (16, 16), (16, 16), (32, 32)]
+    built = Run(SMALL.replace({"data.image_size": 32}), digits).model.module
+    assert str(built) == str(run.model.module)  # built for the largest size
+
+
+@pytest.mark.parametrize("batch", [2, 7, 64, 5000])
+def test_every_batch_size_trains(digits: Dataset, batch: int) -> None:
+    recipe = SMALL.replace(
+        {"data.batch_size": batch, "max_epochs": 1, "data.train_fraction": 0.1, "optim.lr_scaling": "sqrt"}
+    )
+    (epoch,) = train(Run(recipe, digits))
+    assert math.isfinite(epoch.train_loss) and epoch.micro_batch == batch

@@ -17,6 +17,7 @@ from cvtune.warm import warm_start
 BASE = Recipe().replace({"max_epochs": 9})
 OLD = Study(
     name="old",
+    objective="val_accuracy",
     recipe=BASE,
     space=space({"augment.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1e-1)}),
 )
@@ -78,7 +79,7 @@ def test_what_fits_becomes_prior_observations_and_first_points(tmp_path: Path) -
         "1 left out: failed",
         "1 left out: ended without a score",
     ]
-    assert warm.model_copy(update={"prior": (), "points": ()}) == NEW
+    assert warm.model_copy(update={"prior": (), "points": ()}) == NEW.settled("val_accuracy")
 
 
 @pytest.mark.parametrize("searcher", ["random", "grid", "sobol", "tpe", "gp"])
@@ -147,3 +148,9 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         warm_start(narrow, old)
     with pytest.raises(ConfigError, match=r"can be used \(it has none\)"):
         warm_start(NEW, write(tmp_path / "empty", trials=[]))
+
+
+def test_a_study_that_leaves_its_objective_open_compares_as_the_older_one_did(tmp_path: Path) -> None:
+    assert NEW.objective == "auto"
+    warm, _ = warm_start(NEW, write(tmp_path / "old"))
+    assert warm.objective == OLD.objective == "val_accuracy"

@@ -100,6 +100,22 @@ def test_lightning_runs(tmp_path: Path) -> None:
     check_tables(run("lightning", tmp_path, *small), trials=2)
 
 
+@pytest.mark.slow
+def test_imbalanced_images_settle_what_the_whole_study_compares_by(tmp_path: Path) -> None:
+    small = ("budget.trials=2", "max_epochs=1", "noise_seeds=0", "confirm.top=0", "confirm.seeds=2")
+    study_folder = run("imbalance", tmp_path, *small)
+    assert study.read(study_folder / "study.json").objective == "val_balanced_accuracy"
+    compared = json.loads((study_folder / "best" / "comparison.json").read_text())
+    assert compared["metric"] == "balanced_accuracy"
+    assert {r["label"] for r in compared["recipes"]} == {"oversample", "class_weight", "focal", "default", "trivial"}
+    row = pq.read_table(study_folder / "tables" / "studies.parquet").to_pylist()[0]
+    assert (row["objective"], row["mode"]) == ("val_balanced_accuracy", "max")
+    study_folder = run("imbalance", tmp_path, *small, "budget.trials=3")  # taken up again, still left open
+    assert pq.read_table(study_folder / "tables" / "studies.parquet")["objective"].to_pylist() == [
+        "val_balanced_accuracy"
+    ]
+
+
 @pytest.mark.long
 def test_the_schedule_of_a_population_is_replayed_against_the_best_constant_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

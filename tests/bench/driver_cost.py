@@ -78,6 +78,7 @@ def ours(trials: int, reports: int, folder: Path) -> int:
     from cvtune.tune import Proposer, Referee
 
     study = Study(
+        objective="val_accuracy",
         recipe=Recipe().replace({"max_epochs": reports}),
         space=space({"augment.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1e-1)}),
         scheduler=ASHA(grace_epochs=reports),

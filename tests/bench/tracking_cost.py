@@ -43,6 +43,7 @@ def write(folder: Path, trials: int, reports: int) -> None:
     """A study of so many finished trials."""
     study = Study(
         name=folder.name,
+        objective="val_accuracy",
         recipe=Recipe().replace({"max_epochs": reports}),
         space=space({"augment.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1e-1)}),
         budget=Budget(trials=trials),

@@ -27,6 +27,7 @@ from cvtune.track.study_run import Material
 AXES = {"augment.strength": Uniform(0, 1), "regularize.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1)}
 STUDY = Study(
     name="one",
+    objective="val_accuracy",
     recipe=Recipe().replace({"max_epochs": 9}),
     space=space(AXES),
 )

@@ -1,0 +1,41 @@
+"""The data source of `segmentation_optimizers.py`: discs and squares on noise, and a mask for each image."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+CLASSES = ("background", "disc", "square")
+SIDE = 48
+IMAGES = {"train": 160, "val": 60, "test": 100}
+UNSURE = 255  # mask value that is ignored: a rim of two pixels, where anybody's outline would differ
+
+
+def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """An image uint8 (48, 48, 3) and its mask uint8 (48, 48): two to five shapes, the later ones in front."""
+    image = rng.normal(110, 30, (SIDE, SIDE, 3))
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    for _ in range(rng.integers(2, 6)):
+        label, reach = int(rng.integers(1, 3)), int(rng.integers(4, 9))
+        x, y = (int(v) for v in rng.integers(0, SIDE, 2))
+        here = np.zeros((SIDE, SIDE), np.uint8)
+        if label == 1:
+            cv2.circle(here, (x, y), reach, 1, -1)
+        else:
+            corners = cv2.boxPoints(((x, y), (1.8 * reach, 1.8 * reach), float(rng.uniform(0, 90))))
+            cv2.fillPoly(here, [corners.astype(np.int32)], 1)
+        rim = cv2.dilate(here, np.ones((3, 3), np.uint8)) - cv2.erode(here, np.ones((3, 3), np.uint8))
+        mask[here == 1] = label
+        mask[rim == 1] = UNSURE
+        image[here == 1] += rng.normal(0, 45, 3)
+    return np.clip(cv2.GaussianBlur(image, (0, 0), 0.8), 0, 255).astype(np.uint8), mask
+
+
+def images() -> dict[str, Any]:
+    """Images and masks of each part, by a fixed seed."""
+    rng = np.random.default_rng(0)
+    parts: dict[str, Any] = {"classes": CLASSES}
+    for part, count in IMAGES.items():
+        scenes = [scene(rng) for _ in range(count)]
+        parts[part] = (np.stack([image for image, _ in scenes]), np.stack([mask for _, mask in scenes]))
+    return parts
