@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-FEW = 8  # training images per class
+FEW = 2  # training images per class
 
 
 def many() -> dict[str, Any]:
@@ -15,7 +15,7 @@ def many() -> dict[str, Any]:
 
 
 def few() -> dict[str, Any]:
-    """Of the digits 5 to 9: 8 images each to train with, 200 to validate, 656 to test."""
+    """Of the digits 5 to 9: 2 images each to train with, 200 to validate, 686 to test."""
     images, labels = _digits()
     images, labels = images[labels >= 5], labels[labels >= 5] - 5
     train = np.concatenate([np.flatnonzero(labels == label)[:FEW] for label in range(5)])
