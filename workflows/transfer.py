@@ -3,8 +3,8 @@
     uv run cvtune run workflows/pretrain.py
     uv run cvtune run workflows/transfer.py
 
-Two images each of the digits 5 to 9. The network starts from the best checkpoint of `studies/pretrain`, which knows
-the digits 0 to 4, with a fresh last layer. How much slower than that layer the backbone learns
+Two images each of the digits 7 to 9. The network starts from the best checkpoint of `studies/pretrain`, which knows
+the digits 0 to 6, with a fresh last layer. How much slower than that layer the backbone learns
 (`optim.backbone_lr_scale`), for how many epochs it rests (`model.freeze_epochs`) and the rate itself are searched. The
 winner is compared with the same recipe from scratch, five seeds each, on test images that the search has not seen.
 Another study to start from: `CVTUNE_PRETRAINED=studies/NAME`.
@@ -27,11 +27,11 @@ def study() -> Study:
     tuned = Recipe().replace(
         {
             "data.image_size": 16,
-            "data.batch_size": 4,
+            "data.batch_size": 3,
             "augment.flip": "none",
             "model.width": 8,
             "optim.lr": 1e-2,
-            "max_epochs": 8,
+            "max_epochs": 6,
         }
     )
     return Study(
@@ -40,12 +40,12 @@ def study() -> Study:
         recipe=tuned.replace({"model.pretrained": str(weights())}),
         space=space(
             {
-                "optim.lr": LogUniform(3e-3, 3e-2),
+                "optim.lr": LogUniform(5e-3, 1e-1),
                 "optim.backbone_lr_scale": LogUniform(0.03, 1),
                 "model.freeze_epochs": Choice(0, 1, 3),
             }
         ),
-        budget=Budget(trials=16),
+        budget=Budget(trials=12),
         noise_seeds=0,
         confirm=Confirm(top=1, seeds=5),
         candidates={"scratch": tuned},
