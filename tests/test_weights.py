@@ -250,13 +250,12 @@ def test_batches_of_two_and_a_last_one_of_a_single_image_train_with_every_norm(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "workflows")
     data = open_dataset(Source(source="python:transfer_data:few"), BASE.data, tmp_path, None, 1)
-    values = {
-        "model.norm": norm,
-        "data.batch_size": 2,
-        "max_epochs": 2,
-        "data.train_fraction": 0.9,
-        "data.image_size": 8,
-    }
-    epochs = list(train(Run(BASE.replace(values), data)))
+    five = dataclasses.replace(
+        data.train, images=[data.train.images[i] for i in range(5)], labels=data.train.labels[:5]
+    )
+    values = {"model.norm": norm, "data.batch_size": 2, "max_epochs": 2, "data.image_size": 8}
+    tuned = Run(BASE.replace(values), dataclasses.replace(data, train=five))
+    assert tuned.images == 5
+    epochs = list(train(tuned))
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     assert all(np.isfinite(epoch.train_loss) and np.isfinite(epoch.val_loss) for epoch in epochs)
