@@ -6,12 +6,12 @@
 Two images each of the digits 7 to 9. The network starts from the best checkpoint of `studies/pretrain`, which knows
 the digits 0 to 6, with a fresh last layer. How much slower than that layer the backbone learns
 (`optim.backbone_lr_scale`), for how many epochs it rests (`model.freeze_epochs`) and the rate itself are searched. The
-winner is compared with a constant rate of 0.01 for all layers, with the weights and from scratch, five seeds each, on test images that the search has not seen.
-Another study to start from: `CVTUNE_PRETRAINED=studies/NAME`.
+best is compared with one rate of 0.01 for all layers, with the weights and from scratch, five seeds each, on test
+images that the search has not seen. Another study to start from: `CVTUNE_PRETRAINED=studies/NAME`.
 
-Time: 29 s on two cores after `pretrain.py` (measured; 32 trials, 146 epochs). Expect: a clear gain. Measured on 427 test
-images: 0.885 with the weights and 0.617 from scratch, the difference within 0.066 and 0.470 with 95 % confidence. What
-the search found (0.871: rate 0.07, scale 0.21, three frozen epochs) was not shown to differ from one rate for all.
+Time: 29 s on two cores after `pretrain.py` (measured; 32 trials, 146 epochs). Expect: a clear gain. Measured on 427
+test images: 0.885 with the weights and 0.617 from scratch, the difference within 0.066 and 0.470 with 95 % confidence.
+What the search found (0.871: rate 0.07, scale 0.21, three frozen epochs) was not shown to differ from one rate for all.
 """
 
 import os
