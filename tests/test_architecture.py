@@ -51,6 +51,9 @@ FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may imp
     "pyarrow": ("results", "data"),
     "matplotlib": ("report",),
     "plotly": ("report",),
+    "huggingface_hub": ("models.weights",),
+    "timm": ("models.extras",),
+    "segmentation_models_pytorch": ("models.extras",),
 }
 
 LIGHT = ("cvtune", "cvtune.probe", "cvtune.study", "cvtune.journal", "cvtune.cli")

@@ -23,7 +23,8 @@ def has_study(path: Path) -> bool:
 
 
 WORKFLOWS = [path for path in sorted((ROOT / "workflows").glob("*.py")) if has_study(path)]
-ALONE = [path for path in WORKFLOWS if path.stem != "replay"]  # that one needs the results of pbt
+FOLLOWING = {"replay", "transfer"}  # need the results of another one: pbt, pretrain
+ALONE = [path for path in WORKFLOWS if path.stem not in FOLLOWING]
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
@@ -44,12 +45,15 @@ def test_docstring_tells_what_it_is_and_how_to_run_it(path: Path) -> None:
     assert "Expect: " in text
 
 
-def run(workflow: str, folder: Path, *settings: str, population: Path | None = None) -> Path:
+def run(
+    workflow: str, folder: Path, *changes: str, population: Path | None = None, settings: dict[str, str] | None = None
+) -> Path:
     """Run a workflow through the command line as a user would; returns the study's folder."""
-    options = [word for setting in settings for word in ("--set", setting)]
+    options = [word for setting in changes for word in ("--set", setting)]
     command = [sys.executable, "-m", "cvtune.cli", "run", f"workflows/{workflow}.py", *options]
     places = ["--storage", str(folder / "studies"), "--cache", str(folder / "cache")]
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CVTUNE_"))}
+    alone |= settings or {}
     if population is not None:
         alone["CVTUNE_REPLAY"] = str(population)
     done = subprocess.run([*command, *places], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=900)
@@ -114,6 +118,23 @@ def test_imbalanced_images_settle_what_the_whole_study_compares_by(tmp_path: Pat
     assert pq.read_table(study_folder / "tables" / "studies.parquet")["objective"].to_pylist() == [
         "val_balanced_accuracy"
     ]
+
+
+def test_transfer_says_what_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CVTUNE_PRETRAINED", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"no study .*nowhere.*workflows/pretrain\.py.*CVTUNE_PRETRAINED"):
+        study.load(str(ROOT / "workflows" / "transfer.py"))
+
+
+@pytest.mark.long
+def test_transfer_starts_from_the_best_trial_of_pretrain(tmp_path: Path) -> None:
+    older = run("pretrain", tmp_path, "budget.trials=2", "max_epochs=3")
+    tuned = run("transfer", tmp_path, "budget.trials=2", "confirm.seeds=2", settings={"CVTUNE_PRETRAINED": str(older)})
+    weights = json.loads((tuned / "study.json").read_text())["provenance"]["weights"]
+    assert [Path(place).parents[2].parent for place in weights] == [older / "trials"]
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in weights.values())
+    compared = json.loads((tuned / "best" / "comparison.json").read_text())
+    assert "scratch" in {recipe["label"] for recipe in compared["recipes"]}
 
 
 @pytest.mark.long

@@ -51,7 +51,8 @@ def replace_norms(module: nn.Module, branches: Callable[[Any], Branches], name: 
     """
     if norm is None:
         return
-    places = [(parent, key) for parent in module.modules() for key, m in parent.named_children() if is_batch_norm(m)]
+    children = [(parent, key, child) for parent in module.modules() for key, child in parent.named_children()]
+    places = [(parent, key, child) for parent, key, child in children if type(child) is nn.BatchNorm2d]
     if not places:
         raise ConfigError(
             f"model.norm = {norm!r} does not fit model.name = {name!r}: it has no batch norm to keep or to replace. "
@@ -59,14 +60,10 @@ def replace_norms(module: nn.Module, branches: Callable[[Any], Branches], name: 
         )
     if norm not in NORMS:
         return
-    for parent, key in places:
-        setattr(parent, key, NORMS[norm](getattr(parent, key).num_features))
+    for parent, key, child in places:
+        setattr(parent, key, NORMS[norm](child.num_features))
     if norm == "none":
         for branch in (branch for block in branches(module) for branch in block):
             scales = [m for m in branch.modules() if isinstance(m, Affine)]
             if scales:
                 nn.init.zeros_(scales[-1].weight)
-
-
-def is_batch_norm(module: nn.Module) -> bool:
-    return type(module) is nn.BatchNorm2d
