@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from cvtune.errors import ConfigError
-from cvtune.recipe import Section, Value
+from cvtune.fields import Section
+from cvtune.recipe import Value
 
 
 class _Interval(Section):

@@ -18,9 +18,10 @@ import torch
 
 from cvtune.data import Part
 from cvtune.errors import ConfigError, did_you_mean
+from cvtune.fields import USER_CODE
 from cvtune.loops import BATCHES, Report, loop, report
 from cvtune.own_loop import Batches, Run
-from cvtune.recipe import FIELDS, USER_CODE
+from cvtune.recipe import FIELDS
 from cvtune.train import EVALUATION_BATCH, IMAGENET_MEAN, IMAGENET_STD, Stopped, seed_everything
 
 IN_MEMORY = "in memory"  # where Lightning believes the checkpoint to be

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cvtune.recipe import MUTABLE, Section, field
+from cvtune.fields import Section, field
+from cvtune.recipe import MUTABLE
 from cvtune.space import Choice, Space
 
 LEARNING = ("tpe", "gp")  # searchers that model the final score by the values that a trial started with

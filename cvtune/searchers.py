@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from cvtune.recipe import Section, Value, field
+from cvtune.fields import Section, field
+from cvtune.recipe import Value
 from cvtune.space import NOTHING, Choice, IntUniform, Plain, Space
 
 MOST_CELLS = 100_000  # points of a grid; it is built as a whole and shuffled

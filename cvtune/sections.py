@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from cvtune.errors import ConfigError
-from cvtune.recipe import Section, field
+from cvtune.fields import Section, field
 
 TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
 MANIFESTS = (".csv", ".parquet")  # end one that is a table with a row per image

@@ -11,7 +11,8 @@ from pydantic import ValidationError, model_validator
 
 from cvtune.domains import Choice, Domain, IntUniform, LogUniform, PerChoice, Plain, Uniform
 from cvtune.errors import ConfigError, config_error, did_you_mean
-from cvtune.recipe import FIELDS, Recipe, Section, Value
+from cvtune.fields import Section
+from cvtune.recipe import FIELDS, Recipe, Value
 
 __all__ = [
     "Choice",

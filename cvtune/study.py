@@ -16,8 +16,9 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from cvtune.epoch import METRICS, OBJECTIVES
 from cvtune.errors import ConfigError, config_error, did_you_mean
+from cvtune.fields import Section, describe, field
 from cvtune.objective import AUTO
-from cvtune.recipe import FIELDS, Recipe, Section, Value, describe, field
+from cvtune.recipe import FIELDS, Recipe, Value
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
 from cvtune.sections import ARCHIVES, MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cvtune.errors import ConfigError, did_you_mean
-from cvtune.recipe import USER_CODE
+from cvtune.fields import USER_CODE
 
 _REMEDY = "The module must be importable on every worker: put its file next to the workflow or install it."
 

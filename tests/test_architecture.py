@@ -18,7 +18,7 @@ PACKAGE = ROOT / "cvtune"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "durable", "probe", "allocation"),
     ("upload",),
-    ("recipe", "epoch", "objective", "checks", "gpu_checks"),
+    ("fields", "recipe", "epoch", "objective", "checks", "gpu_checks"),
     ("domains", "space", "priors", "schedulers", "searchers", "sections"),
     ("study",),
     (
@@ -63,7 +63,7 @@ MODULE_LINES = 400
 FUNCTION_LINES = 60
 
 WITHOUT_DOCSTRING = {  # public all the same
-    # sections whose every field is described by `recipe.field`
+    # sections whose every field is described by `fields.field`
     "recipe.Data", "recipe.Augment", "recipe.Regularize", "recipe.Model", "recipe.Optim", "recipe.Loss",
     "recipe.Train",
     "sections.Source", "sections.Budget", "sections.Resources", "sections.Confirm", "sections.Tracking",

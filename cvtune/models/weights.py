@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from cvtune import checkpoint
 from cvtune.errors import ConfigError
+from cvtune.fields import USER_CODE
 from cvtune.models import extras
-from cvtune.recipe import USER_CODE
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, checkpoint.CheckpointError)
