@@ -88,7 +88,7 @@ def measure(study: Study, data: Any, seconds: float = MEASURE_S) -> Facts:
     while time.perf_counter() - began < seconds or len(batches) < fewest:
         before = count
         for batch in run.loader.batches(run.used, recipe.data.batch_size, run.pipeline, seed=len(batches)):
-            count += len(batch[1])
+            count += len(batch.targets)
             batches = [*batches, batch][-fewest:]
             if time.perf_counter() - began >= seconds and len(batches) >= fewest:
                 break

@@ -242,12 +242,12 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
     images, rates, waited = 0, [], run.loader.waited
     batches = run.loader.batches(run.used[order], now.data.batch_size, pipeline, seed)
     run.model.module.train()
-    for count, (batch, labels) in enumerate(batches, 1):
+    for count, (batch, labels, _) in enumerate(batches, 1):
         if stop():
             raise Stopped
         labels = labels.to(device, non_blocking=True)
         mixup, cutmix = pipeline.augment.mixup, pipeline.augment.cutmix
-        x, y_a, y_b, share = mix_batch(run.normalized(batch), labels, mixup, cutmix, generator)
+        x, y_a, y_b, share, *_ = mix_batch(run.normalized(batch), labels, mixup, cutmix, generator)
         with run.autocast:
             logits = run.model.module(x)
             loss = run.loss_of(logits, y_a, y_b, share)
