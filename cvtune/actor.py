@@ -275,7 +275,7 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     """Score the last checkpoint of a finished trial on the test images; writes `test.npz` beside it.
 
     Returns:
-        The metrics by name (`test_accuracy`, ...). The file holds `probabilities` float32 (N, C) and `labels` (N,).
+        The metrics by name (`test_accuracy`, ...). The file holds what `stored` of the task's `Sums` gives.
     """
     import numpy as np
 
@@ -288,24 +288,25 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     run = train.Run(recipe, opened(config, recipe))
     if not any(_load(run, place) is not None for place in checkpoint.newest(folder)):
         raise DataError(f"trial {config['trial']} cannot be scored: no checkpoint in {folder} is intact.")
-    metrics, probabilities = train.score_test(run)
+    metrics, stored = train.score_test(run)
     content = io.BytesIO()
-    np.savez(content, probabilities=probabilities, labels=run.data.test.labels)
+    np.savez(content, allow_pickle=False, **stored)
     write_whole(folder / "test.npz", content.getvalue())
     return metrics
 
 
 def draw_strip(run: Any, count: int, folder: Path) -> None:
-    """Draw what `run` has just made of `count` validation images; see `strips.py`."""
+    """Draw what `run` makes of `count` validation images; see `strips.py`."""
     from cvtune import strips
     from cvtune.data.loader import evaluation_batch
+    from cvtune.train import predict
 
     part, data = run.data.val, run.recipe.data
     chosen = strips.choose(part.labels, count)
     if len(chosen):
-        probabilities = run.val_logits[chosen].softmax(1).numpy()
+        logits, targets = predict(run, part, indices=chosen)
         images = evaluation_batch(part.images, chosen, data.image_size, data.fit)
-        strips.save(folder, run.step, strips.draw(images, part.labels[chosen], probabilities, run.data.classes))
+        strips.save(folder, run.step, run.task.strip(images, targets, logits, run.data.classes))
 
 
 def _line(epoch: Epoch) -> str:

@@ -105,6 +105,9 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
             "confirm: the confirmed recipes are compared on test images, but there are none. Give some with "
             "data.test_share above 0, or switch the confirmation off with --set confirm.top=0."
         )
+    from cvtune.tasks import check_objective
+
+    check_objective(study.objective, data.task)
     import torch  # late: a folder without images should not wait for it
 
     torch.set_num_threads(1)  # Ray starts beside this
@@ -161,15 +164,21 @@ def _try(recipe: Recipe, data: Any) -> None:
     from cvtune.train import Run, one_pass
 
     few = np.unique(np.linspace(0, len(data.train.labels) - 1, 4).astype(int))
+    known = {field.name: getattr(data.train, field.name) for field in dataclasses.fields(data.train)}
     part = dataclasses.replace(
-        data.train, images=[data.train.images[int(i)] for i in few], labels=data.train.labels[few]
+        data.train,
+        **{
+            name: of[few] if isinstance(of, np.ndarray) else [of[int(i)] for i in few]
+            for name, of in known.items()
+            if of is not None
+        },
     )
     tiny = dataclasses.replace(data, train=part, val=part, test=part)
     fast = recipe.replace(
         {"max_epochs": 1, "changes": (), "data.train_fraction": 1.0, "optim.warmup_epochs": 0, "data.batch_size": 4}
     )
     run = Run(fast, tiny, device="cpu")  # the driver's machine may have no GPU, or one that is not ours
-    check_model(run.model, len(data.classes), recipe.data.image_size)
+    check_model(run.model, len(data.classes), recipe.data.image_size, data.task)
     one_pass(run, resolve(fast), seed=0, stop=lambda: False)
 
 

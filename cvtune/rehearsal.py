@@ -52,7 +52,7 @@ class Rehearsal:
             facts["code"] = _code(self._study)
             data = self._open()
             facts |= {"fingerprint": data.fingerprint, "images": len(data.train.labels)}
-            _load_weights(self._study, len(data.classes))
+            _load_weights(self._study, data)
             facts["speed"] = measure(self._study, data)
         except CvtuneError as error:
             facts["error"] = str(error)
@@ -177,7 +177,7 @@ def _code(study: Study) -> dict[str, str]:
     return {reference: source_hash(reference) for reference in study.user_code}
 
 
-def _load_weights(study: Study, classes: int) -> None:
+def _load_weights(study: Study, data: Any) -> None:
     """Build each architecture that the study may ask for, with its weights, so that a missing file shows here."""
     from cvtune.models import build_model
     from cvtune.preflight import corners
@@ -185,4 +185,4 @@ def _load_weights(study: Study, classes: int) -> None:
 
     recipes = {repr(recipe.model): recipe for _, recipe in corners(study) if recipe.model.pretrained}
     for recipe in recipes.values():
-        build_model(resolve(recipe), classes, recipe.data.image_size)
+        build_model(resolve(recipe), len(data.classes), recipe.data.image_size, data.task)

@@ -23,7 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("study",),
     (
         *("cvtune", "usercode", "lease", "journal", "checkpoint", "pulse", "signals"),
-        *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "loss", "strips"),
+        *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "ranking", "loss", "strips"),
+        "tasks",
     ),
     ("history", "train"),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),

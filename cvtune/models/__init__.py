@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cvtune.data.listing import Task
 from cvtune.errors import ConfigError
 from cvtune.models.families import Family, build_plain, find_family, replace_norms
 from cvtune.models.weights import load_weights
@@ -110,13 +111,14 @@ class Network:
             norm.train(self.module.training and not frozen)
 
 
-def build_model(recipe: Recipe, num_classes: int, image_size: int) -> Network:
+def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = "classify") -> Network:
     """The network that a recipe (resolved or not) asks for, on the CPU, its noise set.
 
     Args:
         recipe: `model` decides the architecture, `regularize` the noise.
         num_classes: number of logits K, >= 2.
         image_size: side of the square input in px.
+        task: of "segment" the logits are (N, K, H, W), which only user code gives.
 
     Raises:
         ConfigError: the name, norm, weights or image size does not fit, a knob set by hand above 0 has no
@@ -124,6 +126,11 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int) -> Network:
     """
     if recipe.model.name.startswith("python:"):
         return _user_network(recipe, num_classes)
+    if task == "segment":
+        raise ConfigError(
+            f"model.name = {recipe.model.name!r} gives one class per image, and the data has masks. Name a model of "
+            "your own that gives logits of shape (N, num_classes, H, W): 'python:module:function'."
+        )
     family, name = find_family(recipe.model.name)
     _refuse_missing_places(recipe, family)
     module = build_plain(family, name, num_classes, image_size, recipe.model.width)
@@ -141,11 +148,12 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int) -> Network:
     return network
 
 
-def check_model(network: Network, num_classes: int, image_size: int) -> None:
+def check_model(network: Network, num_classes: int, image_size: int, task: Task = "classify") -> None:
     """Runs two random images through the network in eval mode; its mode is restored.
 
     Raises:
-        ConfigError: the pass fails or the result is not of shape (2, num_classes).
+        ConfigError: the pass fails or the result is not of shape (2, num_classes), or of the task "segment" (2,
+            num_classes, image_size, image_size).
     """
     module, training = network.module, network.module.training
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -160,9 +168,10 @@ def check_model(network: Network, num_classes: int, image_size: int) -> None:
     finally:
         module.train(training)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != (2, num_classes):
+    wanted = (2, num_classes, image_size, image_size) if task == "segment" else (2, num_classes)
+    if shape != wanted:
         raise ConfigError(
-            f"The model returns {shape} for 2 images; it must return logits of shape {(2, num_classes)}, one per "
+            f"The model returns {shape} for 2 images; it must return logits of shape {wanted}, one per "
             "class. Make its last layer num_classes wide."
         )
 
