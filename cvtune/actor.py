@@ -275,7 +275,8 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     """Score the last checkpoint of a finished trial on the test images; writes `test.npz` beside it.
 
     Returns:
-        The metrics by name (`test_accuracy`, ...). The file holds what `stored` of the task's `Sums` gives.
+        The metrics by name (`test_accuracy`, ...). The file holds what `stored` of the task's `Sums` gives,
+        and `groups` int64 (N,) where images belong together.
     """
     import numpy as np
 
@@ -289,6 +290,8 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     if not any(_load(run, place) is not None for place in checkpoint.newest(folder)):
         raise DataError(f"trial {config['trial']} cannot be scored: no checkpoint in {folder} is intact.")
     metrics, stored = train.score_test(run)
+    if run.data.test.groups is not None:
+        stored["groups"] = run.data.test.groups
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **stored)
     write_whole(folder / "test.npz", content.getvalue())
@@ -310,5 +313,6 @@ def draw_strip(run: Any, count: int, folder: Path) -> None:
 
 
 def _line(epoch: Epoch) -> str:
-    shown = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+    of_task = [name for name in ("val_mean_iou", "val_map") if getattr(epoch, name) is not None]
+    shown = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", *of_task, "lr", "seconds")
     return f"epoch {epoch.epoch}: " + ", ".join(f"{name} {getattr(epoch, name):.4g}" for name in shown)

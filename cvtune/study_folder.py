@@ -157,10 +157,9 @@ def comparison(study: Study, folder: Path, history: History) -> confirm.Comparis
     if not tested or any(record.test is None for record in tested):
         return None
     predictions: dict[str, list[np.ndarray]] = {}
-    truth = None
     for record in tested:
-        made, truth = confirm.made_and_truth(test_predictions(folder, record))
+        stored = test_predictions(folder, record)
+        made, truth = confirm.made_and_truth(stored)
         predictions.setdefault(record.label or "default", []).append(made)
-    assert truth is not None
-    winner = history.winners[-1]["label"]
-    return confirm.compare(study, predictions, truth, None, study.objective, winner, seed=study.recipe.seed)
+    groups, winner = stored.get("groups"), history.winners[-1]["label"]
+    return confirm.compare(study, predictions, truth, groups, study.objective, winner, seed=study.recipe.seed)

@@ -133,7 +133,8 @@ def summary(study: Study, record: TrialRecord) -> dict[str, Any]:
     }
     if best:  # W&B keeps the best of the reports that it saw since a run was resumed
         found[study.objective] = {study.better: best[study.objective]}
-    tested = {key: value for key, value in (record.test or {}).items() if key.startswith("test_")}
+    scores = [(key, value) for key, value in (record.test or {}).items() if key.startswith("test_")]
+    tested = dict(pair for scored in scores for pair in single(*scored))
     return {k: v for k, v in (found | tested).items() if v is not None and not _is_nan(v)}
 
 
