@@ -244,17 +244,18 @@ class Pipeline:
 
     def _checked(self, what: str, result: Any, shape: tuple[int, ...]) -> Image:
         out = result.get(what) if isinstance(result, dict) else result
-        if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != shape:
-            made = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise ConfigError(
-                f"augment.policy = {self.augment.policy!r} made {made} of an {what}: it must give uint8 "
-                f"{shape}, where {shape[0]} is data.image_size. End it with a crop or resize to the image_size "
-                "that it is called with, without normalization (the device does that)."
-                if what == "image"
-                else f"augment.policy = {self.augment.policy!r} made {made} of a mask: it must give uint8 {shape}. "
-                "Its transforms must move masks as they move images and keep their numbers."
-            )
-        return out
+        if isinstance(out, np.ndarray) and out.dtype == np.uint8 and out.shape == shape:
+            return out
+        made = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        remedy = {
+            "image": "End it with a crop or resize to the image_size that it is called with, without normalization "
+            "(the device does that).",
+            "mask": "Its transforms must move masks as they move images, and keep their numbers.",
+        }
+        raise ConfigError(
+            f"augment.policy = {self.augment.policy!r} made {made} of the {what}: it must give uint8 {shape}, where "
+            f"{shape[0]} is data.image_size. {remedy[what]}"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Pipeline, (self.augment, self.image_size, self.fit)

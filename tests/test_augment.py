@@ -392,7 +392,7 @@ def test_a_users_transform_moves_masks_too(function: str, user_module: str) -> N
 
 @pytest.mark.parametrize(
     ("function", "says"),
-    [("plain", "cannot move a mask.*albumentations"), ("too_large", r"uint8 \(65, 64, 3\)"), ("floats", "of a mask")],
+    [("plain", "cannot move a mask.*albumentations"), ("too_large", r"uint8 \(65, 64, 3\)"), ("floats", "of the mask")],
 )
 def test_a_users_policy_that_cannot_move_masks_is_told(function: str, says: str, user_module: str) -> None:
     image, mask = labelled()

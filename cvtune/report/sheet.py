@@ -73,14 +73,14 @@ def contact_sheet(
         draw.text((x + cell / 2, 1.5 * LINE), f"{strength:.3g}", INK, text, anchor="mm")
         pipeline = Pipeline(augment.model_copy(update={"strength": strength}), image_size, fit)
         for row, image in enumerate(images):
-            made, mask = (
-                (pipeline(image, seed + row), None)
-                if masks is None
-                else pipeline.with_mask(image, masks[row], seed + row)
-            )
-            enlarged = np.asarray(Image.fromarray(made).resize((cell, cell), Image.Resampling.NEAREST))
-            picture = enlarged if mask is None else outlined(enlarged, mask)
-            sheet.paste(Image.fromarray(picture), (x, top + row * step))
+            mask = None if masks is None else masks[row]
+            if mask is None:
+                made = pipeline(image, seed + row)
+            else:
+                made, mask = pipeline.with_mask(image, mask, seed + row)
+            enlarged = Image.fromarray(made).resize((cell, cell), Image.Resampling.NEAREST)
+            picture = enlarged if mask is None else Image.fromarray(outlined(np.asarray(enlarged), mask))
+            sheet.paste(picture, (x, top + row * step))
     return sheet
 
 
