@@ -280,16 +280,17 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     """
     import numpy as np
 
-    from cvtune import checkpoint, train
+    from cvtune import checkpoint, evaluation
+    from cvtune.train import Run
 
     settle(config)
     limit_threads(config["cpu"])
     folder = Path(config["study"]) / "trials" / config["trial"]
     recipe = Recipe.model_validate(config["recipe"])
-    run = train.Run(recipe, opened(config, recipe))
+    run = Run(recipe, opened(config, recipe))
     if not any(_load(run, place) is not None for place in checkpoint.newest(folder)):
         raise DataError(f"trial {config['trial']} cannot be scored: no checkpoint in {folder} is intact.")
-    metrics, stored = train.score_test(run)
+    metrics, stored = evaluation.score_test(run)
     if run.data.test.groups is not None:
         stored["groups"] = run.data.test.groups
     content = io.BytesIO()
@@ -302,7 +303,7 @@ def draw_strip(run: Any, count: int, folder: Path) -> None:
     """Draw what `run` makes of `count` validation images; see `strips.py`."""
     from cvtune import strips
     from cvtune.data.loader import evaluation_batch
-    from cvtune.train import predict
+    from cvtune.evaluation import predict
 
     part, data = run.data.val, run.recipe.data
     chosen = strips.choose(part.labels, count)

@@ -77,8 +77,9 @@ class Rehearsal:
 
 def measure(study: Study, data: Any, seconds: float = MEASURE_S) -> Facts:
     """Images per second: `made` by one CPU that augments, `needed` by the model when batches cost nothing."""
+    from cvtune.evaluation import never
     from cvtune.regularize import resolve
-    from cvtune.train import Run, never, one_pass
+    from cvtune.train import Run, one_pass
 
     recipe = study.recipe.replace({"data.report_images": None, "changes": ()})
     run, now = Run(recipe, data), resolve(recipe)

@@ -19,33 +19,23 @@ import numpy as np
 import torch
 
 from cvtune.augment import Pipeline, mix_batch
-from cvtune.data import Dataset, Part
-from cvtune.data.loader import Loader, derived_seed, evaluation_batch, evaluation_targets, report_order, subset
-from cvtune.epoch import METRICS, Epoch, Score
-from cvtune.errors import CvtuneError, DataError
+from cvtune.data import Dataset
+from cvtune.data.loader import Loader, derived_seed, report_order, subset
+from cvtune.epoch import Epoch
+from cvtune.errors import CvtuneError
+from cvtune.evaluation import Stopped, evaluate, never
 from cvtune.models import build_model
 from cvtune.optim import Stepper
 from cvtune.recipe import MUTABLE, Recipe, Value
 from cvtune.regularize import number, resolve
-from cvtune.tasks import RULES, Sums
+from cvtune.tasks import RULES
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLEAN_SLICE = 256  # training images on which the un-augmented loss is measured
-EVALUATION_BATCH = 256
-VAL = tuple(name for name in METRICS if name.startswith("val_"))
 
 
 class NotInForce(CvtuneError):
     """A value of the recipe is not what the next batch would be trained with."""
-
-
-class Stopped(Exception):
-    """Raised between two batches because `stop` said so."""
-
-
-def never() -> bool:
-    """The `stop` of a run that nobody stops."""
-    return False
 
 
 class Run:
@@ -65,7 +55,7 @@ class Run:
             It is `step` until a trial takes over the weights of another one (`load_state_dict` of the donor's state,
             then `run.step = reports of the trial itself`).
         images: training images per epoch.
-        image_ms: copy to the device and forward pass, ms per image, in the last `evaluate` or `predict`.
+        image_ms: copy to the device and forward pass, ms per image, in the last evaluation.
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, device: str | None = None, workers: int = 0) -> None:
@@ -275,89 +265,6 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
     )
 
 
-def evaluate(run: Run, stop: Callable[[], bool] = never) -> dict[str, Any]:
-    """`clean_*` and `val_*` of an Epoch for the current weights, by name; None for what the task does not have.
-
-    Raises:
-        Stopped: `stop`, asked before every batch, said so.
-    """
-    clean = summed(run, run.data.train, stop, run.clean).scores()
-    val = summed(run, run.data.val, stop).scores()
-    scores: dict[str, Any] = dict.fromkeys(VAL) | {f"clean_{name}": clean[name] for name in ("loss", "accuracy")}
-    return scores | {f"val_{name}": value for name, value in val.items()}
-
-
-def score_test(run: Run, stop: Callable[[], bool] = never) -> tuple[dict[str, Score], dict[str, np.ndarray]]:
-    """What the current weights make of `data.test`: for the report at the end, no search looks at it.
-
-    Returns:
-        The metrics of the task by name (test_loss, test_accuracy, ...); and what is kept of the images in their order,
-        see `stored` of the task's `Sums`.
-
-    Raises:
-        DataError: there are no test images.
-        Stopped: `stop`, asked before every batch, said so.
-    """
-    if not len(run.data.test.labels):
-        raise DataError("There are no test images to score. Give the data a test part, or set data.test_share above 0.")
-    sums = summed(run, run.data.test, stop)
-    return {f"test_{name}": value for name, value in sums.scores().items()}, sums.stored()
-
-
-def summed(run: Run, part: Part, stop: Callable[[], bool] = never, indices: np.ndarray | None = None) -> Sums:
-    """What the evaluation of the images at `indices` (None: of all) adds up to. Sets `run.image_ms`.
-
-    Raises:
-        Stopped: `stop`, asked before every batch, said so.
-    """
-    sums = run.task.sums()
-    for logits, targets in predictions(run, part, stop, indices):
-        sums.add(logits, targets)
-    return sums
-
-
-def predict(
-    run: Run, part: Part, stop: Callable[[], bool] = never, indices: np.ndarray | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and targets, on the CPU, of the images at `indices` (None: of all); see `predictions`."""
-    logits, targets = zip(*predictions(run, part, stop, indices), strict=True)
-    return torch.cat(logits).cpu(), torch.cat(targets)
-
-
-@torch.inference_mode()
-def predictions(
-    run: Run, part: Part, stop: Callable[[], bool], indices: np.ndarray | None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batch by batch logits float32 on the device, (N, K) or (N, K, S, S), and targets as in `loader.Batch`.
-
-    The images are not augmented, the weights those that are evaluated (`optim.ema`). Sets `run.image_ms` at the end.
-    A batch of masks is no larger than one in training, where memory is known to suffice.
-
-    Raises:
-        Stopped: `stop`, asked before every batch, said so.
-    """
-    indices = np.arange(len(part.labels)) if indices is None else indices
-    module, data, laps = run.stepper.evaluated, run.recipe.data, []
-    most = EVALUATION_BATCH if part.masks is None else min(EVALUATION_BATCH, data.batch_size)
-    module.eval()
-    for start in range(0, len(indices), most):
-        if stop():
-            raise Stopped
-        rows = indices[start : start + most]
-        batch = torch.from_numpy(evaluation_batch(part.images, rows, data.image_size, data.fit))
-        with run.autocast:
-            if run.device.type == "cuda" and len(rows) not in run.tried:  # it tries kernels first: that is not timed
-                run.tried.add(len(rows))
-                module(run.normalized(batch))
-            began = _mark(run.device)
-            logits = module(run.normalized(batch)).float()
-            laps.append((began, _mark(run.device)))
-        yield logits, evaluation_targets(part, rows, data.image_size, data.fit)
-    if run.device.type == "cuda":
-        torch.cuda.synchronize(run.device)  # so that it has passed every mark
-    run.image_ms = sum(_ms_between(*lap) for lap in laps) / len(indices)
-
-
 def seed_everything(seed: int, step: int) -> int:
     """Seed every global generator for one epoch; returns the seed that augmentation and mixing use."""
     derived = derived_seed(seed, step)
@@ -379,16 +286,3 @@ def _same(value: Value, wanted: Value) -> bool:
     if isinstance(value, float) and isinstance(wanted, float):
         return math.isclose(value, wanted, rel_tol=1e-9)  # what a branch tells was multiplied and divided
     return value == wanted
-
-
-def _mark(device: torch.device) -> Any:
-    """A moment in the work of the device, without waiting for it."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def _ms_between(began: Any, ended: Any) -> float:
-    return float(1e3 * (ended - began) if isinstance(began, float) else began.elapsed_time(ended))

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "ranking", "loss", "strips"),
         "tasks",
     ),
-    ("history", "train"),
+    ("history", "train", "evaluation"),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
     ("explained", "population", "pb2", "ray_schedulers", "board"),
     ("results", "fetch", "preflight", "report"),

@@ -25,13 +25,14 @@ from cvtune.data import Dataset, Part
 from cvtune.data.listing import IGNORE
 from cvtune.epoch import METRICS, OBJECTIVES
 from cvtune.errors import ConfigError
+from cvtune.evaluation import evaluate, predict, score_test
 from cvtune.history import History, TrialRecord
 from cvtune.loss import build_loss, build_mask_loss, build_tag_loss, class_weights
 from cvtune.recipe import Recipe
 from cvtune.regularize import resolve
 from cvtune.study import Study
 from cvtune.tasks import RULES, check_objective
-from cvtune.train import Run, evaluate, predict, score_test, train
+from cvtune.train import Run, train
 
 SIDE, CLASSES = 24, ("background", "round", "square")
 

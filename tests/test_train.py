@@ -13,12 +13,13 @@ from cvtune import checkpoint
 from cvtune.data import Dataset, Part, open_dataset
 from cvtune.epoch import METRICS, Epoch
 from cvtune.errors import DataError
+from cvtune.evaluation import predict, score_test
 from cvtune.models import Network
 from cvtune.optim import Stepper
 from cvtune.recipe import MUTABLE, Recipe
 from cvtune.regularize import resolve
 from cvtune.sections import Source
-from cvtune.train import NotInForce, Run, predict, score_test, train
+from cvtune.train import NotInForce, Run, train
 
 SMALL = Recipe().replace(
     {
