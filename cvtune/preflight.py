@@ -178,7 +178,7 @@ def _try(recipe: Recipe, data: Any) -> None:
         {"max_epochs": 1, "changes": (), "data.train_fraction": 1.0, "optim.warmup_epochs": 0, "data.batch_size": 4}
     )
     run = Run(fast, tiny, device="cpu")  # the driver's machine may have no GPU, or one that is not ours
-    check_model(run.model, len(data.classes), recipe.data.image_size, data.task)
+    check_model(run.model, len(data.classes), recipe.data.image_size)
     one_pass(run, resolve(fast), seed=0, stop=lambda: False)
 
 

@@ -54,10 +54,12 @@ class Network:
     Attributes:
         module: float (N, 3, H, W) -> float logits (N, K).
         head: the last layer; everything else is the backbone.
+        task: what the logits are for.
     """
 
     module: nn.Module
     head: nn.Module
+    task: Task = "classify"
     _dropout: list[Any] = field(default_factory=list)  # whatever has a settable probability `p`
     _channels: list[Any] = field(default_factory=list)
     _branches: list[list[Any]] = field(default_factory=list)  # one list per block, from first to deepest
@@ -125,7 +127,7 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = 
             place in this architecture, or the user's function fails.
     """
     if recipe.model.name.startswith("python:"):
-        return _user_network(recipe, num_classes)
+        return _user_network(recipe, num_classes, task)
     if task == "segment":
         raise ConfigError(
             f"model.name = {recipe.model.name!r} gives one class per image, and the data has masks. Name a model of "
@@ -140,6 +142,7 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = 
     network = Network(
         module,
         head,
+        task,
         _dropout=[m for m in module.modules() if type(m) is nn.Dropout and m.p] or [_before(head, F.dropout)],
         _channels=[_after(stage, F.dropout2d) for stage in family.stage_ends(module)],
         _branches=[[_after(branch, drop_rows) for branch in block] for block in family.branches(module)],
@@ -148,7 +151,7 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = 
     return network
 
 
-def check_model(network: Network, num_classes: int, image_size: int, task: Task = "classify") -> None:
+def check_model(network: Network, num_classes: int, image_size: int) -> None:
     """Runs two random images through the network in eval mode; its mode is restored.
 
     Raises:
@@ -168,7 +171,7 @@ def check_model(network: Network, num_classes: int, image_size: int, task: Task 
     finally:
         module.train(training)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    wanted = (2, num_classes, image_size, image_size) if task == "segment" else (2, num_classes)
+    wanted = (2, num_classes, image_size, image_size) if network.task == "segment" else (2, num_classes)
     if shape != wanted:
         raise ConfigError(
             f"The model returns {shape} for 2 images; it must return logits of shape {wanted}, one per "
@@ -210,7 +213,7 @@ def _last_linear(module: nn.Module) -> nn.Module:
     return ([m for m in layers if isinstance(m, nn.Linear)] or layers)[-1]
 
 
-def _user_network(recipe: Recipe, num_classes: int) -> Network:
+def _user_network(recipe: Recipe, num_classes: int, task: Task) -> Network:
     from cvtune.usercode import load_function
 
     ref = recipe.model.name
@@ -227,4 +230,4 @@ def _user_network(recipe: Recipe, num_classes: int) -> Network:
     head = _last_linear(module)
     if recipe.model.pretrained != "default":  # which weights are the default of user code only it can know
         load_weights(module, head, ref, recipe.model.pretrained)
-    return Network(module, head)
+    return Network(module, head, task)
