@@ -118,7 +118,8 @@ class TrialActor(tune.Trainable):
         for epoch in loop.train(run, stop=self._pulse.stop):
             print(_line(epoch))
             try:  # before the checkpoint: an attempt that takes this up reports what it finds, and draws no more
-                draw_strip(run, config["strip"] if recipe.train.loop is None else 0, self._place / "media")
+                if recipe.train.loop is None:
+                    draw_strip(run, config["strip"], self._place / "media")
             except OSError as error:
                 print(f"no strip of step {epoch.step}: {error}")
             place = self._place / "checkpoints" / str(epoch.step)
@@ -183,7 +184,7 @@ class TrialActor(tune.Trainable):
 
 
 def loop_of(recipe: Recipe) -> Any:
-    """The module whose `Run`, `train` and `score_test` carry the recipe out."""
+    """The module whose `Run` and `train` carry the recipe out."""
     from cvtune import own_loop, train
 
     return train if recipe.train.loop is None else own_loop
@@ -291,11 +292,12 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     """Score the last checkpoint of a finished trial on the test images; writes `test.npz` beside it.
 
     Returns:
-        The metrics by name (`test_accuracy`, ...). The file holds `probabilities` float32 (N, C) and `labels` (N,).
+        The metrics by name (`test_accuracy`, ...). The file holds what `stored` of the task's `Sums` gives,
+        and `groups` int64 (N,) where images belong together.
     """
     import numpy as np
 
-    from cvtune import checkpoint
+    from cvtune import checkpoint, evaluation, own_loop
 
     settle(config)
     limit_threads(config["cpu"])
@@ -306,27 +308,31 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     if not any(_load(run, place) is not None for place in checkpoint.newest(folder)):
         raise DataError(f"trial {config['trial']} cannot be scored: no checkpoint in {folder} is intact.")
     metrics: dict[str, Any]
-    metrics, probabilities = loop.score_test(run)
+    metrics, stored = (evaluation if recipe.train.loop is None else own_loop).score_test(run)
+    if run.data.test.groups is not None:
+        stored["groups"] = run.data.test.groups
     content = io.BytesIO()
-    np.savez(content, probabilities=probabilities, labels=run.data.test.labels)
+    np.savez(content, allow_pickle=False, **stored)
     write_whole(folder / "test.npz", content.getvalue())
     return metrics
 
 
 def draw_strip(run: Any, count: int, folder: Path) -> None:
-    """Draw what `run` has just made of `count` validation images; see `strips.py`."""
+    """Draw what `run` makes of `count` validation images; see `strips.py`."""
     from cvtune import strips
     from cvtune.data.loader import evaluation_batch
+    from cvtune.evaluation import predict
 
     part, data = run.data.val, run.final
     chosen = strips.choose(part.labels, count)
     if len(chosen):
-        probabilities = run.val_logits[chosen].softmax(1).numpy()
+        logits, targets = predict(run, part, indices=chosen)
         images = evaluation_batch(part.images, chosen, data.image_size, data.fit)
-        strips.save(folder, run.step, strips.draw(images, part.labels[chosen], probabilities, run.data.classes))
+        strips.save(folder, run.step, run.task.strip(images, targets, logits, run.data.classes))
 
 
 def _line(epoch: Epoch) -> str:
-    shown = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+    of_task = ("val_mean_iou", "val_map")
+    shown = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", *of_task, "lr", "seconds")
     known = {name: value for name in shown if (value := getattr(epoch, name)) is not None}
     return f"epoch {epoch.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in known.items())

@@ -4,6 +4,10 @@ Strength is a promise. Strength 0 is exactly `to_square`, what evaluation sees; 
 less on average; and nothing jumps: each probability rises linearly to its full value at strength 0.2 (that of gray, at
 1) and each magnitude linearly to its full value at strength 1. What strength 1 means is written in the rows of
 `FAMILIES`; a new family is one row there and one factor in `recipe.Augment`.
+
+A mask goes where geometry moves its image (`Pipeline.with_mask`), each pixel from its nearest neighbor; color, quality
+and occlusion leave it alone. Erased pixels thereby keep their labels: what is hidden has to be told from what is
+around it, which is what occlusion is to teach.
 """
 
 from __future__ import annotations
@@ -15,13 +19,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from cvtune.errors import ConfigError
-from cvtune.pixels import Image, change_color, change_sharpness, change_solarize, change_view, ramp
+from cvtune.pixels import (
+    Image,
+    Mask,
+    View,
+    change_color,
+    change_sharpness,
+    change_solarize,
+    change_view,
+    draw_view,
+    ramp,
+)
 from cvtune.recipe import Augment
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for updates when it is imported
@@ -46,14 +60,31 @@ class Step(A.ImageOnlyTransform):  # type: ignore[misc]
         return self.change(img, self.py_random)
 
 
+class ViewStep(A.DualTransform):  # type: ignore[misc]
+    """`change_view` as an albumentations transform: one draw for an image and its mask."""
+
+    def __init__(self, strength: float, size: int, fit: str) -> None:
+        super().__init__(p=1.0)
+        self.strength, self.size, self.fit = strength, size, fit
+
+    def get_params(self) -> dict[str, View | None]:
+        return {"view": draw_view(self.py_random, self.strength)}
+
+    def apply(self, img: Image, view: View | None, shape: tuple[int, ...]) -> Image:
+        return change_view(img, view, self.size, self.fit)
+
+    def apply_to_mask(self, mask: Mask, view: View | None, shape: tuple[int, ...]) -> Mask:
+        return change_view(mask, view, self.size, self.fit, nearest=True)
+
+
 def _mirror(strength: float, flip: str) -> list[A.BasicTransform]:
     allowed = {"none": [], "horizontal": [A.HorizontalFlip], "both": [A.HorizontalFlip, A.VerticalFlip]}[flip]
     return [mirror(p=ramp(strength, 0.5)) for mirror in allowed]
 
 
 def _geometry(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
-    view = partial(change_view, strength=strength, size=pipeline.image_size, fit=pipeline.fit)
-    return [Step(view), *_mirror(strength, pipeline.augment.flip)]
+    view = ViewStep(strength, pipeline.image_size, pipeline.fit)
+    return [view, *_mirror(strength, pipeline.augment.flip)]
 
 
 def _color(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
@@ -136,10 +167,8 @@ def _trivial(pipeline: Pipeline) -> A.Compose:
         affine(translate_px={"x": (-far, far), "y": still}),
         affine(translate_px={"x": still, "y": (-far, far)}),
     ]
-    view = partial(change_view, strength=0.0, size=pipeline.image_size, fit=pipeline.fit)
-    return A.Compose(
-        [Step(view), *_mirror(s, pipeline.augment.flip), A.OneOf(operations, p=1.0)], is_check_shapes=False
-    )
+    view = ViewStep(0.0, pipeline.image_size, pipeline.fit)
+    return A.Compose([view, *_mirror(s, pipeline.augment.flip), A.OneOf(operations, p=1.0)], is_check_shapes=False)
 
 
 _FOR_THE_DEVICE = ("Normalize", "ToFloat", "ToTensorV2")
@@ -188,20 +217,45 @@ class Pipeline:
         Raises:
             ConfigError: the user's policy gave something else than uint8 (S, S, 3).
         """
+        result = self._seeded(seed)(image=image)
+        return self._checked("image", result, (self.image_size, self.image_size, 3))
+
+    def with_mask(self, image: Image, mask: Mask, seed: int) -> tuple[Image, Mask]:
+        """Augment an image, as a call without its mask does, and move its mask along: uint8 (H, W) to (S, S).
+
+        Raises:
+            ConfigError: the user's policy is no albumentations transform, or gave something of another type or shape.
+        """
+        transform, size = self._seeded(seed), self.image_size
+        if not isinstance(transform, A.BasicTransform | A.BaseCompose):
+            raise ConfigError(
+                f"augment.policy = {self.augment.policy!r} gave a {type(transform).__name__}, which cannot move a mask "
+                "with its image: for segmentation it must return an albumentations transform. Return one, such as "
+                "A.Compose([...]), or use the policy 'families' or 'trivial'."
+            )
+        result = transform(image=image, mask=mask)
+        return self._checked("image", result, (size, size, 3)), self._checked("mask", result, (size, size))
+
+    def _seeded(self, seed: int) -> Callable[..., Any]:
         transform, random, bits = self._built
         random.seed(int(seed))
         bits.state = _pcg64(random.getrandbits(128))  # 5 us; 90-200 us with set_random_seed
-        result = transform(image=image)
-        out = result.get("image") if isinstance(result, dict) else result
-        size = self.image_size
-        if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != (size, size, 3):
-            what = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise ConfigError(
-                f"augment.policy = {self.augment.policy!r} made {what} of an image: it must give uint8 "
-                f"({size}, {size}, 3), where {size} is data.image_size. End it with a crop or resize to the image_size "
-                "that it is called with, without normalization (the device does that)."
-            )
-        return out
+        return transform
+
+    def _checked(self, what: str, result: Any, shape: tuple[int, ...]) -> Image:
+        out = result.get(what) if isinstance(result, dict) else result
+        if isinstance(out, np.ndarray) and out.dtype == np.uint8 and out.shape == shape:
+            return out
+        made = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        remedy = {
+            "image": "End it with a crop or resize to the image_size that it is called with, without normalization "
+            "(the device does that).",
+            "mask": "Its transforms must move masks as they move images, and keep their numbers.",
+        }
+        raise ConfigError(
+            f"augment.policy = {self.augment.policy!r} made {made} of the {what}: it must give uint8 {shape}, where "
+            f"{shape[0]} is data.image_size. {remedy[what]}"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Pipeline, (self.augment, self.image_size, self.fit)
@@ -220,39 +274,78 @@ def _pcg64(state: int) -> Any:
     return {"bit_generator": "PCG64", "state": {"state": state, "inc": 1}, "has_uint32": 0, "uinteger": 0}
 
 
+class Mixed(NamedTuple):
+    """A batch as it is trained on: its loss is share x loss(x, y_a, w_a) + (1 - share) x loss(x, y_b, w_b).
+
+    Attributes:
+        x: float (N, C, H, W).
+        y_a: labels int64 (N,), tags float32 (N, K), or masks uint8 (N, H, W).
+        y_b: as `y_a`; the same tensor where nothing is mixed.
+        share: of y_a, in [0, 1].
+        w_a: weights float32 (N,), or (N, H, W) of pasted masks; None: all alike.
+        w_b: as `w_a`.
+    """
+
+    x: torch.Tensor
+    y_a: torch.Tensor
+    y_b: torch.Tensor
+    share: float = 1.0
+    w_a: torch.Tensor | None = None
+    w_b: torch.Tensor | None = None
+
+    def rows(self, rows: slice) -> Mixed:
+        """A part of the batch."""
+        w_a, w_b = (None if w is None else w[rows] for w in (self.w_a, self.w_b))
+        return Mixed(self.x[rows], self.y_a[rows], self.y_b[rows], self.share, w_a, w_b)
+
+
 def mix_batch(
-    x: torch.Tensor, y: torch.Tensor, mixup: float, cutmix: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    x: torch.Tensor,
+    y: torch.Tensor,
+    mixup: float,
+    cutmix: float,
+    generator: torch.Generator,
+    weights: torch.Tensor | None = None,
+) -> Mixed:
     """Mix each sample of a shuffled batch with another one: mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019).
 
-    The loss is lam * loss(out, y_a) + (1 - lam) * loss(out, y_b). If both are on, each batch takes one, with equal
-    chance. Partners are a rotation of the batch, so that nothing but `x` and `y` is read on the device.
+    If both are on, each batch takes one, with equal chance. Partners are a rotation of the batch, so that nothing but
+    `x` and the targets is read on the device. CutMix pastes masks as it pastes images: each pixel has one label.
 
     Args:
         x: float (N, C, H, W) on any device; not changed in place.
-        y: int64 (N,).
-        mixup: Beta parameter of lam, 0 is off.
-        cutmix: Beta parameter of lam, 0 is off.
+        y: labels int64 (N,), tags float32 (N, K), or masks uint8 (N, H, W).
+        mixup: Beta parameter of the share, 0 is off.
+        cutmix: Beta parameter of the share, 0 is off.
         generator: on the CPU, so that drawing does not wait for the device.
-
-    Returns:
-        Mixed x, labels y_a and y_b, and lam in [0, 1], the share of y_a (for CutMix the true share of the area).
+        weights: float32 (N,), of the samples; None: all alike.
     """
     import torch
 
     if not (mixup or cutmix) or len(x) < 2:
-        return x, y, y, 1.0
+        return Mixed(x, y, y, 1.0, weights, weights)
     random = Random(int(torch.randint(2**62, (), generator=generator).item()))
     patch = cutmix > 0 and (mixup == 0 or random.random() < 0.5)
     alpha = cutmix if patch else mixup
-    lam, shift = random.betavariate(alpha, alpha), random.randrange(1, len(x))
+    share, shift = random.betavariate(alpha, alpha), random.randrange(1, len(x))
     other, y_b = x.roll(shift, 0), y.roll(shift, 0)
+    w_b = None if weights is None else weights.roll(shift, 0)
     if not patch:
-        return torch.lerp(other, x, lam), y, y_b, lam
+        return Mixed(torch.lerp(other, x, share), y, y_b, share, weights, w_b)
     height, width = x.shape[2:]
-    side, row, column = math.sqrt(1 - lam) / 2, random.random(), random.random()
+    side, row, column = math.sqrt(1 - share) / 2, random.random(), random.random()
     top, bottom = (round(height * min(1.0, max(0.0, row + s))) for s in (-side, side))
     left, right = (round(width * min(1.0, max(0.0, column + s))) for s in (-side, side))
-    mixed = x.clone()
-    mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
-    return mixed, y, y_b, 1 - (bottom - top) * (right - left) / (height * width)
+
+    def pasted(into: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+        into = into.clone()
+        into[..., top:bottom, left:right] = of[..., top:bottom, left:right]
+        return into
+
+    if y.ndim < 3:
+        share = 1 - (bottom - top) * (right - left) / (height * width)  # the true share of the area
+        return Mixed(pasted(x, other), y, y_b, share, weights, w_b)
+    masks = pasted(y, y_b)
+    if weights is not None and w_b is not None:
+        weights = pasted(*(w[:, None, None].expand(y.shape) for w in (weights, w_b)))
+    return Mixed(pasted(x, other), masks, masks, 1.0, weights, weights)

@@ -9,19 +9,112 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, vstack
 from scipy.special import ndtr, ndtri, stdtrit
 
-TEST_METRICS = {"accuracy": "max", "balanced_accuracy": "max", "macro_f1": "max", "loss": "min", "ece": "min"}
+from cvtune.ranking import average_precisions
+
+OF_CLASSES = {"accuracy": "max", "balanced_accuracy": "max", "macro_f1": "max", "worst_recall": "max", "loss": "min"}
+TEST_METRICS = OF_CLASSES | {"ece": "min"}  # of images with one class; name -> which is better
+TAG_METRICS = {"accuracy": "max", "macro_f1": "max", "map": "max", "loss": "min"}
+MASK_METRICS = OF_CLASSES | {"mean_iou": "max", "dice": "max", "foreground_iou": "max"}
+BETTER = TEST_METRICS | TAG_METRICS | MASK_METRICS
 LEVEL = 0.05  # intervals that hold together are wrong in at most this share of studies
+RECALLS = ("balanced_accuracy", "worst_recall")  # what is made of the recall of each class
 ECE_BINS = 15  # as on the validation images
 CHUNK = 4_000_000  # weights of images held in memory at once
 
 Floats = npt.NDArray[np.float64]
+
+
+class Scored(Protocol):
+    """Models whose metric is known under any weights of the test images: (N, rounds) -> (models, rounds)."""
+
+    def under(self, weights: Floats) -> Floats: ...
+
+
+def metrics_of(truth: npt.NDArray[Any], made: npt.NDArray[Any]) -> dict[str, str]:
+    """The metrics that models can be compared by, and their direction: of masks, of tags, or of classes."""
+    return MASK_METRICS if made.ndim == 3 else TAG_METRICS if truth.ndim == 2 else TEST_METRICS
+
+
+def scored(metric: str, models: Sequence[npt.NDArray[Any]], truth: npt.NDArray[Any]) -> Scored:
+    """From what `confirm.made_and_truth` gives of each model."""
+    if models[0].ndim == 3:
+        return MaskSums(metric, np.stack(models))
+    return TagRanks(metric, models, truth) if truth.ndim == 2 else Sums.of(metric, models, truth)
+
+
+@dataclass(frozen=True)
+class MaskSums:
+    """Models that give each pixel a class. `counts`: (models, N, K, 4), see `metrics.segmentation`."""
+
+    metric: str
+    counts: Floats
+
+    def under(self, weights: Floats) -> Floats:
+        """The metric of every model; means over classes take those that occur in the weighted images."""
+        models, images, classes, kinds = self.counts.shape
+        if self.metric == "dice":
+            return np.stack([self._dice(counts, weights) for counts in self.counts])
+        flat = self.counts.transpose(0, 2, 3, 1).reshape(-1, images) @ weights
+        total = flat.reshape(models, classes, kinds, -1)
+        right, predicted, there, loss = (total[:, :, kind] for kind in range(kinds))
+        if self.metric in ("accuracy", "loss"):
+            return np.asarray((right if self.metric == "accuracy" else loss).sum(1) / there.sum(1))
+        by_class = {
+            "macro_f1": 2 * right / np.maximum(predicted + there, 1),
+            "mean_iou": (iou := right / np.maximum(predicted + there - right, 1)),
+            "foreground_iou": iou,
+        }.get(self.metric, right / np.maximum(there, 1))
+        occurs = there > 0
+        if self.metric == "worst_recall":
+            return np.asarray(np.where(occurs, by_class, 1.0).min(1))
+        if self.metric == "foreground_iou":  # all classes but the first, which is the background by custom
+            occurs = occurs & (np.arange(classes) > 0)[:, None]
+        return np.asarray(np.where(occurs, by_class, 0).sum(1) / np.maximum(occurs.sum(1), 1))
+
+    def _dice(self, counts: Floats, weights: Floats) -> Floats:
+        both = counts[..., 1] + counts[..., 2]
+        held = (both > 0).sum(1)
+        dice = (2 * counts[..., 0] / np.maximum(both, 1)).sum(1) / np.maximum(held, 1)
+        return np.asarray(dice @ weights / np.maximum((held > 0) @ weights, 1))
+
+
+@dataclass(frozen=True)
+class TagRanks:
+    """Models that tell each class apart on its own: probabilities (N, K) each, and tags (N, K), NaN if not known."""
+
+    metric: str
+    models: Sequence[npt.NDArray[Any]]
+    tags: npt.NDArray[Any]
+
+    def under(self, weights: Floats) -> Floats:
+        """The metric of every model; means over classes take those that occur in the weighted images."""
+        return np.stack([self._of(chance, weights) for chance in self.models])
+
+    def _of(self, chance: npt.NDArray[Any], weights: Floats) -> Floats:
+        known, there = ~np.isnan(self.tags), self.tags >= 0.5
+        occurs = there.T.astype(float) @ weights > 0  # (K, rounds)
+        if self.metric == "map":
+            by_class = average_precisions(chance, self.tags, weights)
+            return np.asarray(np.where(occurs, by_class, 0).sum(0) / np.maximum(occurs.sum(0), 1))
+        if self.metric == "macro_f1":
+            guess = (chance > 0.5) & known
+            right, told, all_of = (x.T.astype(float) @ weights for x in (guess & there, guess, there))
+            by_class = 2 * right / np.maximum(told + all_of, 1)
+            return np.asarray(np.where(occurs, by_class, 0).sum(0) / np.maximum(occurs.sum(0), 1))
+        if self.metric == "accuracy":
+            each = ((chance > 0.5) == there) & known
+        else:
+            p = np.clip(chance.astype(np.float64), np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg)
+            tags = np.where(known, self.tags, 0.0)
+            each = np.where(known, -tags * np.log(p) - (1 - tags) * np.log1p(-p), 0.0)
+        return np.asarray(each.sum(1) @ weights / np.maximum(known.sum(1) @ weights, 1))
 
 
 @dataclass(frozen=True)
@@ -51,12 +144,14 @@ class Sums:
         Means over classes take the classes that occur among the weighted images, as on the validation images.
         """
         classes = self.support.shape[0]
-        wide = {"ece": ECE_BINS, "balanced_accuracy": classes, "macro_f1": 2 * classes}.get(self.metric, 1)
-        sums = (self.terms @ weights).reshape(-1, wide, weights.shape[1])
+        wide = {"ece": ECE_BINS, "macro_f1": 2 * classes} | dict.fromkeys(RECALLS, classes)
+        sums = (self.terms @ weights).reshape(-1, wide.get(self.metric, 1), weights.shape[1])
         if self.metric in ("accuracy", "loss", "ece"):
             return np.asarray(np.abs(sums).sum(1) / weights.sum(0))
         there = self.support @ weights
         hits = sums[:, :classes]
+        if self.metric == "worst_recall":
+            return np.asarray(np.where(there > 0, hits / np.maximum(there, 1), 1.0).min(1))
         if self.metric == "balanced_accuracy":
             by_class = hits / np.maximum(there, 1)
         else:
@@ -151,6 +246,6 @@ def _terms(metric: str, probabilities: npt.NDArray[Any], labels: npt.NDArray[Any
         bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int), 1, ECE_BINS) - 1
         return csr_array((confidence - right, (bins, images)), shape=(ECE_BINS, len(labels)))
     hits = csr_array((right, (labels, images)), shape=shape)
-    if metric == "balanced_accuracy":
+    if metric in RECALLS:
         return hits
     return vstack([hits, csr_array((np.ones(len(labels)), (predicted, images)), shape=shape)], format="csr")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from cvtune.bootstrap import LEVEL, TEST_METRICS, Chance, Floats, Sums, redraw
+from cvtune.bootstrap import BETTER, LEVEL, TEST_METRICS, Chance, Floats, metrics_of, redraw, scored
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.history import History, TrialRecord
 from cvtune.noise import FINISHED
@@ -71,7 +71,7 @@ class Difference:
 class Comparison:
     """What the test images say. `note` holds what a reader must know beside it, or nothing."""
 
-    metric: str  # one of TEST_METRICS
+    metric: str  # one of bootstrap.BETTER
     winner: str
     recipes: tuple[RecipeScore, ...]
     differences: tuple[Difference, ...]  # every recipe but the winner
@@ -97,7 +97,7 @@ class Comparison:
         if default is None:
             return f"{head}. The default recipe was not confirmed beside it."
         low, mean, high = default.low, default.mean, default.high
-        if TEST_METRICS[self.metric] == "min":
+        if BETTER[self.metric] == "min":
             low, mean, high = -high, -mean, -low
         gain = f"{abs(mean):.3g} {'better' if mean >= 0 else 'worse'} than the default recipe"
         chance = ", which contains 0: it may be chance" if default.tied else ""
@@ -216,13 +216,25 @@ def compared(study: Study, history: History) -> list[TrialRecord]:
     return [record for label in labels for record in _finished(study, history, label)]
 
 
-def metric_on_test(name: str) -> tuple[str, str]:
+def made_and_truth(stored: Mapping[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """What `compare` takes of a model and of the images, from the arrays that its task has stored.
+
+    Counts of pixels (N, K, 4) and those of them that are there (N, K); or probabilities (N, K) and tags (N, K); or
+    probabilities and labels (N,).
+    """
+    if "counts" in stored:
+        return stored["counts"], stored["counts"][..., 2]
+    return stored["probabilities"], stored["tags"] if "tags" in stored else stored["labels"]
+
+
+def metric_on_test(name: str, valid: Mapping[str, str] = TEST_METRICS) -> tuple[str, str]:
     """The test metric for an objective (or for a test metric itself), and what to say if it is another one.
 
-    val_X becomes X. What has no counterpart on the test images (train_loss, clean_accuracy) becomes accuracy.
+    val_X becomes X. What has no counterpart on the test images (train_loss, clean_accuracy) becomes accuracy. `valid`
+    are the metrics of the task.
     """
     metric = name.removeprefix("val_")
-    if metric in TEST_METRICS:
+    if metric in valid:
         return metric, ""
     return "accuracy", f"{name} is not measured on the test images; they are compared by accuracy instead."
 
@@ -247,8 +259,10 @@ def compare(
 
     Args:
         study: names the objective where `metric` is empty.
-        predictions: label -> one array of probabilities (N, C) per seed. Classes are columns.
-        labels: (N,) true classes, 0..C-1.
+        predictions: label -> one array per seed: probabilities (N, C), classes are columns; or of masks the pixels
+            counted by image and class, (N, C, 4).
+        labels: (N,) true classes, 0..C-1; or tags (N, C), NaN where not known; or of masks (N, C), see
+            `made_and_truth`.
         groups: (N,) any values; images with the same one are not independent (one patient, one burst). Or None.
         metric: a test metric or an objective, see `metric_on_test`.
         winner: label that the others are compared with; chosen without the test images.
@@ -260,10 +274,10 @@ def compare(
             there are fewer than two images or groups to draw from.
     """
     _check(predictions, labels, groups, winner)
-    name, note = metric_on_test(metric or study.objective)
+    name, note = metric_on_test(metric or study.objective, metrics_of(labels, predictions[winner][0]))
     rng, recipes = np.random.default_rng(seed), list(predictions)
     units = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)[1]
-    sums = Sums.of(name, [np.asarray(p) for label in recipes for p in predictions[label]], labels)
+    sums = scored(name, [np.asarray(p) for label in recipes for p in predictions[label]], labels)
     drawn = np.concatenate([sums.under(weights) for weights in redraw(units, rounds, rng)], axis=1)
     ends = np.cumsum([len(predictions[label]) for label in recipes])[:-1]
     seeds = np.split(sums.under(np.ones((len(labels), 1)))[:, 0], ends)
@@ -305,16 +319,16 @@ def _check(
     if winner not in predictions or not len(predictions[winner]):
         raise ConfigError(f"The winner {winner!r} has no predictions. {did_you_mean(winner, predictions)}")
     shapes = {label: [np.shape(p) for p in arrays] for label, arrays in predictions.items()}
-    classes = shapes[winner][0][-1]
+    classes = shapes[winner][0][1]
     for label, found in shapes.items():
-        if not found or any(shape != (len(labels), classes) for shape in found):
+        if not found or any(shape[:2] != (len(labels), classes) for shape in found):
             raise ConfigError(
                 f"Predictions of {label!r} have the shapes {found}: each seed needs one row for each of the "
                 f"{len(labels)} test images and one column for each of the {classes} classes."
             )
         if not all(np.isfinite(p).all() for p in predictions[label]):
             raise ConfigError(f"Predictions of {label!r} are not all finite. Leave out the seed that diverged.")
-    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+    if labels.ndim == 1 and len(labels) and (labels.min() < 0 or labels.max() >= classes):
         raise ConfigError(f"Labels run from {labels.min()} to {labels.max()}, but there are {classes} classes.")
     if groups is not None and len(groups) != len(labels):
         raise ConfigError(f"There are {len(groups)} groups for {len(labels)} test images. Give each image its group.")

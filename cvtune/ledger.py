@@ -173,7 +173,7 @@ class Ledger:
             self._compare_repeat(record, metrics)
             return Ruling("go")
         event: dict[str, Any] = {"trial": trial, "attempt": record.attempt, "segment": record.segment}
-        event |= {m: metrics[m] for m in METRICS} | {"answer": "go", "acts": [], "reason": None, "message": ""}
+        event |= {m: metrics.get(m) for m in METRICS} | {"answer": "go", "acts": [], "reason": None, "message": ""}
         wrong = self._disqualified(metrics)
         call = self.history.calls
         if wrong is None and trial in self._followed:

@@ -18,11 +18,12 @@ import torch
 
 from cvtune.data import Part
 from cvtune.errors import ConfigError, did_you_mean
+from cvtune.evaluation import EVALUATION_BATCH, Stopped
 from cvtune.fields import USER_CODE
 from cvtune.loops import BATCHES, Report, loop, report
 from cvtune.own_loop import Batches, Run
 from cvtune.recipe import FIELDS
-from cvtune.train import EVALUATION_BATCH, IMAGENET_MEAN, IMAGENET_STD, Stopped, seed_everything
+from cvtune.train import IMAGENET_MEAN, IMAGENET_STD, seed_everything
 
 IN_MEMORY = "in memory"  # where Lightning believes the checkpoint to be
 NOT_KEPT = ("hyper_parameters", "hparams_name", "hparams_type")  # they are the recipe's

@@ -13,6 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from cvtune.augment import Mixed
+from cvtune.data.listing import IGNORE
+
 FEWEST = 2  # images in a part: batch norm cannot train on one
 
 Forward = Callable[
@@ -92,6 +95,22 @@ class MicroBatches:
             losses.append(loss.detach())
             logits.append(made.detach())
         return torch.stack(losses).sum(), torch.cat(logits)
+
+
+def share_of(mixed: Mixed, rows: slice) -> Tensor:
+    """What the mean loss of some rows counts for in the loss of a batch, 0..1, a scalar on its device.
+
+    It is their share of the labels, of the tags that are known, or of the pixels that are not `IGNORE`. Where masks or
+    tags are mixed, of both targets alike, which is exact if the two know as much.
+    """
+    a, b = (_counted(y[rows]) / _counted(y).clamp(min=1) for y in (mixed.y_a, mixed.y_b))
+    return torch.lerp(b, a, mixed.share)
+
+
+def _counted(targets: Tensor) -> Tensor:
+    if targets.is_floating_point():
+        return (~targets.isnan()).sum()
+    return (targets != IGNORE).sum() if targets.dtype == torch.uint8 else torch.ones_like(targets).sum()
 
 
 class _Before:

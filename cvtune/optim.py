@@ -149,6 +149,12 @@ class Stepper:
         share: Tensor = zeros / sum(p.numel() for p in weights)
         return share
 
+    def weight_norm(self) -> Tensor:
+        """float32 scalar on the device: L2 norm of all decayed weights together."""
+        weights = [p.detach() for group in self.optimizer.param_groups if group["decayed"] for p in group["params"]]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(weights)))
+        return norm
+
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the module's weights."""
         average = None if self._average is None else self._average.state_dict()

@@ -16,14 +16,15 @@ import torch
 
 from cvtune.augment import Pipeline
 from cvtune.data import Dataset, Part
-from cvtune.data.loader import Loader, derived_seed, evaluation_batch, report_order, subset
-from cvtune.epoch import METRICS, Epoch
+from cvtune.data.loader import Loader, derived_seed, evaluation_batch, evaluation_targets, report_order, subset
+from cvtune.epoch import METRICS, Epoch, Score
 from cvtune.errors import ConfigError, DataError
+from cvtune.evaluation import EVALUATION_BATCH, Stopped, never
 from cvtune.loops import Report, Terms, terms_of
-from cvtune.metrics import classification
 from cvtune.recipe import Recipe
 from cvtune.regularize import resolve
-from cvtune.train import EVALUATION_BATCH, Stopped, never, peak_memory, seed_everything
+from cvtune.tasks import RULES
+from cvtune.train import peak_memory, seed_everything
 from cvtune.usercode import load_function
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -138,31 +139,34 @@ def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
             made.close()
 
 
-def score_test(run: Run, stop: Callable[[], bool] = never) -> tuple[dict[str, float], np.ndarray]:
-    """What the loop's `predict` makes of `data.test`; see `train.score_test`.
+def score_test(run: Run, stop: Callable[[], bool] = never) -> tuple[dict[str, Score], dict[str, np.ndarray]]:
+    """What the loop's `predict` makes of `data.test`; see `evaluation.score_test`.
 
     Raises:
         DataError: there are no test images.
-        ConfigError: the loop has no `predict`, or it gave something else than scores (N, K).
+        ConfigError: the loop has no `predict`, or it gave something else than logits.
         Stopped: `stop` said so.
     """
-    if not len(run.data.test.labels):
+    part, final = run.data.test, run.base.data
+    if not len(part.labels):
         raise DataError("There are no test images to score. Give the data a test part, or set data.test_share above 0.")
     if run.terms.predict is None:
         raise ConfigError(f"train.loop = {run.base.train.loop!r} offers no predict: see @cvtune.loop(predict=...).")
     run._stop = stop
     with torch.inference_mode():
-        logits = torch.as_tensor(run.terms.predict(run, run.data.test)).detach().float().cpu()
+        logits = torch.as_tensor(run.terms.predict(run, part)).detach().float().cpu()
     if run.stopped:
         raise Stopped
-    wanted = (len(run.data.test.labels), len(run.data.classes))
+    sides = (final.image_size, final.image_size) if part.masks is not None else ()
+    wanted = (len(part.labels), len(run.data.classes), *sides)
     if tuple(logits.shape) != wanted:
         raise ConfigError(
             f"train.loop = {run.base.train.loop!r}: predict gave scores of shape {tuple(logits.shape)} for "
             f"{wanted[0]} images of {wanted[1]} classes. Give {wanted}: one row per image, in their order."
         )
-    scores = classification(logits, torch.from_numpy(run.data.test.labels))
-    return {f"test_{name}": value for name, value in scores.items()}, logits.softmax(1).numpy()
+    sums = RULES[run.data.task].sums()
+    sums.add(logits, evaluation_targets(part, np.arange(wanted[0]), final.image_size, final.fit))
+    return {f"test_{name}": value for name, value in sums.scores().items()}, sums.stored()
 
 
 def rehearse(recipe: Recipe, data: Dataset, metrics: set[str], pauses: bool) -> None:

@@ -1,31 +1,36 @@
-"""What augmentation does to pixels: plain functions of an image and a generator, each continuous in its strength."""
+"""What augmentation does to pixels: plain functions of an image and a generator, each continuous in its strength.
+
+Where geometry is concerned the same functions move a mask, pixel for pixel from its nearest neighbor (`nearest`).
+"""
 
 from __future__ import annotations
 
 import math
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 Image = npt.NDArray[Any]  # uint8 (H, W, 3); Any, as OpenCV's own types know no better
+Mask = npt.NDArray[Any]  # uint8 (H, W), classes by number
 
 
-def to_square(image: Image, size: int, fit: str) -> Image:
+def to_square(image: Image, size: int, fit: str, nearest: bool = False) -> Image:
     """What evaluation sees of an image, and what augmentation of strength 0 leaves.
 
     Args:
-        image: uint8 (H, W, 3).
+        image: uint8 (H, W, 3), or a mask (H, W).
         size: side of the result in px.
         fit: "crop" resizes the shorter side to `size` and crops the center, "squash" resizes both sides.
+        nearest: each pixel is that of the nearest one, as a mask's classes cannot be averaged.
 
     Returns:
-        uint8 (size, size, 3); the image itself when it has that shape already.
+        uint8 (size, size, 3) or (size, size); the image itself when it has that shape already.
     """
     width, height, left, top = _frame(image, size, fit)
-    return np.ascontiguousarray(_resize(image, width, height)[top : top + size, left : left + size])
+    return np.ascontiguousarray(_resize(image, width, height, nearest)[top : top + size, left : left + size])
 
 
 def _frame(image: Image, size: int, fit: str) -> tuple[int, int, int, int]:
@@ -38,9 +43,11 @@ def _frame(image: Image, size: int, fit: str) -> tuple[int, int, int, int]:
     return width, height, (width - size) // 2, (height - size) // 2
 
 
-def _resize(image: Image, width: int, height: int) -> Image:
+def _resize(image: Image, width: int, height: int, nearest: bool = False) -> Image:
     if image.shape[:2] == (height, width):
         return image
+    if nearest:  # the exact one: plain INTER_NEAREST takes the pixel at the upper left and moves masks by half a pixel
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     smaller = height <= image.shape[0] and width <= image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
@@ -50,43 +57,59 @@ def ramp(strength: float, full: float = 1.0) -> float:
     return full * min(1.0, 5.0 * strength)
 
 
-def change_view(image: Image, random: Random, strength: float, size: int, fit: str) -> Image:
-    """Crop, stretch, rotation, shear and shift as one map of the plane: uint8 (H, W, 3) -> (size, size, 3).
+class View(NamedTuple):
+    """The crop window of `to_square` with `area` of its size, moved and deformed; all but `area` lie in [-1, 1]."""
 
-    The crop window of `to_square` shrinks, turns and wanders, so that low strengths approach the center crop.
+    area: float
+    stretch: float
+    turn: float
+    shear: float
+    right: float
+    down: float
+
+
+def draw_view(random: Random, strength: float) -> View | None:
+    """Crop, stretch, rotation, shear and shift as one map of the plane; None: the view of `to_square`.
+
+    The window shrinks, turns and wanders, so that low strengths approach the center crop.
     """
     applied, shrink = random.random(), random.random()
     spread = [strength * random.uniform(-1, 1) for _ in range(5)]
-    if applied >= ramp(strength):
-        return to_square(image, size, fit)
-    return _warp(image, size, fit, 1 - 0.75 * strength * shrink, *spread)
+    return None if applied >= ramp(strength) else View(1 - 0.75 * strength * shrink, *spread)
 
 
-def _warp(
-    image: Image, size: int, fit: str, area: float, stretch: float, turn: float, shear: float, right: float, down: float
-) -> Image:
-    """The window of `to_square` with `area` of its size, moved and deformed; all but `area` lie in [-1, 1]."""
+def change_view(image: Image, view: View | None, size: int, fit: str, nearest: bool = False) -> Image:
+    """What stands in a view: uint8 (H, W, 3) -> (size, size, 3), or a mask (H, W) -> (size, size); see `to_square`.
+
+    What lies outside the image is its reflection, in the mask as in the image.
+    """
+    if view is None:
+        return to_square(image, size, fit, nearest)
     width, height, left, top = _frame(image, size, fit)
-    ratio = (4 / 3) ** (stretch / 2)
-    w, scale_x, x = _axis(image.shape[1], width, left, size, ratio / math.sqrt(area), right)
-    h, scale_y, y = _axis(image.shape[0], height, top, size, 1 / (ratio * math.sqrt(area)), down)
-    cos, sin, slant = math.cos(turn * math.pi / 6), math.sin(turn * math.pi / 6), math.tan(shear * math.pi / 18)
+    ratio, side = (4 / 3) ** (view.stretch / 2), math.sqrt(view.area)
+    w, scale_x, x = _axis(image.shape[1], width, left, size, ratio / side, view.right, nearest)
+    h, scale_y, y = _axis(image.shape[0], height, top, size, 1 / (ratio * side), view.down, nearest)
+    turn, shear = view.turn * math.pi / 6, view.shear * math.pi / 18
+    cos, sin, slant = math.cos(turn), math.sin(turn), math.tan(shear)
     xx, xy = scale_x * cos, scale_x * (cos * slant - sin)
     yx, yy = scale_y * sin, scale_y * (sin * slant + cos)
     middle = (size - 1) / 2
     matrix = np.array([[xx, xy, x - (xx + xy) * middle], [yx, yy, y - (yx + yy) * middle]])
     # Area averaging first, down to the scale of the result, because the linear interpolation of a warp would alias
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(_resize(image, w, h), matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
 
 
-def _axis(length: int, full: int, start: int, size: int, zoom: float, shift: float) -> tuple[int, float, float]:
+def _axis(
+    length: int, full: int, start: int, size: int, zoom: float, shift: float, whole: bool
+) -> tuple[int, float, float]:
     """One axis of a warp: px to shrink the image to, px of that per px of the result, px at the center of the window.
 
-    The window may move by `shift` in [-1, 1] of what keeps it inside the image, plus 10 % of the result.
+    The window may move by `shift` in [-1, 1] of what keeps it inside the image, plus 10 % of the result. A `whole`
+    image is not shrunk.
     """
     grow = full / length * zoom
-    small = max(1, round(length * min(1.0, grow)))
+    small = length if whole else max(1, round(length * min(1.0, grow)))
     reach = max(0.0, full - size / zoom) / 2 + 0.1 * size
     return small, small / (length * grow), small * (start + size / 2 + shift * reach) / full - 0.5
 

@@ -114,8 +114,11 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
             "confirm: the confirmed recipes are compared on test images, but there are none. Give some with "
             "data.test_share above 0, or switch the confirmation off with --set confirm.top=0."
         )
+    from cvtune.tasks import check_objective
+
     objective, why = _objective(study, data)
     settled = study.settled(objective)
+    check_objective(settled.objective, data.task)
     import torch  # late: a folder without images should not wait for it
 
     torch.set_num_threads(1)  # Ray starts beside this
@@ -202,8 +205,14 @@ def _try(recipe: Recipe, data: Any, study: Study) -> None:
     from cvtune.train import Run, one_pass
 
     few = np.unique(np.linspace(0, len(data.train.labels) - 1, 4).astype(int))
+    known = {field.name: getattr(data.train, field.name) for field in dataclasses.fields(data.train)}
     part = dataclasses.replace(
-        data.train, images=[data.train.images[int(i)] for i in few], labels=data.train.labels[few]
+        data.train,
+        **{
+            name: of[few] if isinstance(of, np.ndarray) else [of[int(i)] for i in few]
+            for name, of in known.items()
+            if of is not None
+        },
     )
     tiny = dataclasses.replace(data, train=part, val=part, test=part)
     fast = recipe.replace(

@@ -52,7 +52,7 @@ class Rehearsal:
             facts["code"] = _code(self._study)
             data = self._open()
             facts |= {"fingerprint": data.fingerprint, "images": len(data.train.labels)}
-            _load_weights(self._study, len(data.classes))
+            _load_weights(self._study, data)
             facts["speed"] = measure(self._study, data)
         except CvtuneError as error:
             facts["error"] = str(error)
@@ -77,8 +77,9 @@ class Rehearsal:
 
 def measure(study: Study, data: Any, seconds: float = MEASURE_S) -> Facts:
     """Images per second: `made` by one CPU that augments, `needed` by the model when batches cost nothing."""
+    from cvtune.evaluation import never
     from cvtune.regularize import resolve
-    from cvtune.train import Run, never, one_pass
+    from cvtune.train import Run, one_pass
 
     recipe = study.recipe.replace(
         {"data.report_images": None, "changes": (), "data.image_size": study.recipe.largest.image_size}
@@ -90,7 +91,7 @@ def measure(study: Study, data: Any, seconds: float = MEASURE_S) -> Facts:
     while time.perf_counter() - began < seconds or len(batches) < fewest:
         before = count
         for batch in run.loader.batches(run.used, recipe.data.batch_size, run.pipeline, seed=len(batches)):
-            count += len(batch[1])
+            count += len(batch.targets)
             batches = [*batches, batch][-fewest:]
             if time.perf_counter() - began >= seconds and len(batches) >= fewest:
                 break
@@ -179,7 +180,7 @@ def _code(study: Study) -> dict[str, str]:
     return {reference: source_hash(reference) for reference in study.user_code}
 
 
-def _load_weights(study: Study, classes: int) -> None:
+def _load_weights(study: Study, data: Any) -> None:
     """Build each architecture that the study may ask for, with its weights, so that a missing file shows here."""
     from cvtune.models import build_model
     from cvtune.preflight import corners
@@ -187,4 +188,4 @@ def _load_weights(study: Study, classes: int) -> None:
 
     recipes = {repr(recipe.model): recipe for _, recipe in corners(study) if recipe.model.pretrained}
     for recipe in recipes.values():
-        build_model(resolve(recipe), classes, recipe.largest.image_size)
+        build_model(resolve(recipe), len(data.classes), recipe.largest.image_size, data.task)

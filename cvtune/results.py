@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from cvtune.recipe import FIELDS
 from cvtune.regularize import resolve
 
 FORMAT = 1
-ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), list: pa.list_(pa.float64())}
 TIME = pa.timestamp("ms", tz="UTC")
 
 
@@ -74,7 +74,7 @@ TRIALS = (
     Column("proposed", TIME, "When the searcher proposed it."),
     Column("ended", TIME, "When it ended."),
     *(
-        Column(name.replace("val_", "test_"), pa.float64(), doc.description.replace("validation", "test"), doc.unit)
+        Column(name.replace("val_", "test_"), ARROW[doc.kind], doc.description.replace("validation", "test"), doc.unit)
         for name, doc in METRICS.items()
         if name.startswith("val_")
     ),
@@ -96,9 +96,12 @@ PREDICTIONS = (
     *KEYS,
     Column("label", pa.string(), "The recipe: the trial that found it, default, trivial, or a candidate's name."),
     Column("sample", pa.int64(), "Number of the image within the test part."),
-    Column("target", pa.int64(), "Number of its class."),
-    Column("predicted", pa.int64(), "Number of the class with the highest probability."),
-    Column("probabilities", pa.list_(pa.float32()), "Predicted probability of each class."),
+    Column("target", pa.int64(), "Number of its class; null where it may have several, or has a mask."),
+    Column("predicted", pa.int64(), "Number of the class with the highest probability; null as target."),
+    Column("probabilities", pa.list_(pa.float32()), "Predicted probability of each class; null of masks."),
+    Column("tags", pa.list_(pa.float32()), "Where it may have several: whether each class is there; NaN: not known."),
+    Column("intersection", pa.list_(pa.int64()), "Of masks: pixels of each class that were told right.", "px"),
+    Column("union", pa.list_(pa.int64()), "Of masks: pixels of each class in mask or prediction.", "px"),
 )
 STUDIES = (
     KEYS[0],
@@ -194,9 +197,15 @@ def _write(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str, Any
 def _epoch_rows(name: str, record: TrialRecord) -> Iterable[dict[str, Any]]:
     effective = _cached_by_change(record)
     for event in record.epochs:
-        numbers = {m: math.nan if event[m] is None and d.kind is float else event[m] for m, d in METRICS.items()}
+        numbers = {metric: _number(event, metric) for metric in METRICS}
         identity = {"study": name, "trial": record.trial, "attempt": event["attempt"], "segment": event["segment"]}
         yield {**identity, "time": _time(event["t"]), **numbers, **effective(event["step"], event["epoch"] - 1)}
+
+
+def _number(event: Mapping[str, Any], metric: str) -> Any:
+    """A metric as a column holds it: what every task has was NaN where the journal has null, as JSON knows no NaN."""
+    value = event.get(metric)
+    return math.nan if value is None and metric in event and not METRICS[metric].lacking else value
 
 
 def _cached_by_change(record: TrialRecord) -> Callable[[int, int], dict[str, Any]]:
@@ -258,24 +267,33 @@ def _prediction_rows(name: str, folder: Path, history: History) -> Iterable[dict
     for record in history.trials.values():
         if record.test is None:
             continue
-        probabilities, labels = test_predictions(folder, record)
-        predicted = probabilities.argmax(1)
-        for sample, row in enumerate(probabilities):
-            yield {
-                "study": name,
-                "trial": record.trial,
-                "label": record.label or "default",
-                "sample": sample,
-                "target": int(labels[sample]),
-                "predicted": int(predicted[sample]),
-                "probabilities": row,
-            }
+        about = {"study": name, "trial": record.trial, "label": record.label or "default"}
+        for sample, told in enumerate(_told(test_predictions(folder, record))):
+            yield {**about, "sample": sample, **NOTHING_TOLD, **told}
 
 
-def test_predictions(folder: Path, record: TrialRecord) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities float32 (N, C) of a confirmed trial on the N test images, and their labels (N,)."""
+NOTHING_TOLD = dict.fromkeys(("target", "predicted", "probabilities", "tags", "intersection", "union"))
+
+
+def _told(stored: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Image by image what a row of `predictions` says of it, from what the task has stored."""
+    if "counts" in stored:
+        right, predicted, there = (stored["counts"][..., k].astype(np.int64) for k in range(3))
+        for row in range(len(right)):
+            yield {"intersection": right[row], "union": predicted[row] + there[row] - right[row]}
+    elif "tags" in stored:
+        for probabilities, tags in zip(stored["probabilities"], stored["tags"], strict=True):
+            yield {"probabilities": probabilities, "tags": tags}
+    else:
+        for probabilities, label in zip(stored["probabilities"], stored["labels"], strict=True):
+            guess = int(probabilities.argmax())
+            yield {"probabilities": probabilities, "target": int(label), "predicted": guess}
+
+
+def test_predictions(folder: Path, record: TrialRecord) -> dict[str, np.ndarray]:
+    """What is kept of a confirmed trial on the N test images: see `stored` of the sums in `tasks/`."""
     with np.load(folder / "trials" / record.trial / "test.npz", allow_pickle=False) as content:
-        return content["probabilities"], content["labels"]
+        return {name: content[name] for name in content.files}
 
 
 def _study_row(settings: study.Study, provenance: Mapping[str, Any], history: History) -> dict[str, Any]:

@@ -117,8 +117,9 @@ class Study(Section):
                     "and '-', at most 40; 'default' and 'trivial' are the baselines."
                 )
         for name in self.limits:
-            if name not in METRICS:
-                raise ConfigError(f"limits.{name}: no trial reports this. {did_you_mean(name, METRICS)}")
+            if name not in METRICS or METRICS[name].kind is list:
+                numbers = [metric for metric, doc in METRICS.items() if doc.kind is not list]
+                raise ConfigError(f"limits.{name}: no trial reports this number. {did_you_mean(name, numbers)}")
         return self
 
     @property

@@ -174,7 +174,8 @@ def comparison(study: Study, folder: Path, history: History) -> confirm.Comparis
         return None
     predictions: dict[str, list[np.ndarray]] = {}
     for record in tested:
-        probabilities, labels = test_predictions(folder, record)
-        predictions.setdefault(record.label or "default", []).append(probabilities)
-    winner = history.winners[-1]["label"]
-    return confirm.compare(study, predictions, labels, None, study.objective, winner, seed=study.recipe.seed)
+        stored = test_predictions(folder, record)
+        made, truth = confirm.made_and_truth(stored)
+        predictions.setdefault(record.label or "default", []).append(made)
+    groups, winner = stored.get("groups"), history.winners[-1]["label"]
+    return confirm.compare(study, predictions, truth, groups, study.objective, winner, seed=study.recipe.seed)

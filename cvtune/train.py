@@ -6,6 +6,7 @@ boundary goes on exactly as if it had never stopped (bit for bit on the CPU), an
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import resource
@@ -18,35 +19,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvtune.augment import Pipeline, mix_batch
-from cvtune.data import Dataset, Part
-from cvtune.data.loader import Loader, derived_seed, evaluation_batch, report_order, subset
+from cvtune.augment import Mixed, Pipeline, mix_batch
+from cvtune.data import Dataset
+from cvtune.data.loader import Loader, derived_seed, report_order, subset
 from cvtune.epoch import Epoch
-from cvtune.errors import CvtuneError, DataError
-from cvtune.loss import build_loss
-from cvtune.metrics import classification
-from cvtune.microbatch import MicroBatches
+from cvtune.errors import CvtuneError
+from cvtune.evaluation import Stopped, evaluate, never
+from cvtune.microbatch import MicroBatches, share_of
 from cvtune.models import build_model
 from cvtune.optim import Stepper
 from cvtune.recipe import MUTABLE, Recipe, Value
 from cvtune.regularize import number, resolve
+from cvtune.tasks import RULES
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLEAN_SLICE = 256  # training images on which the un-augmented loss is measured
-EVALUATION_BATCH = 256
 
 
 class NotInForce(CvtuneError):
     """A value of the recipe is not what the next batch would be trained with."""
-
-
-class Stopped(Exception):
-    """Raised between two batches because `stop` said so."""
-
-
-def never() -> bool:
-    """The `stop` of a run that nobody stops."""
-    return False
 
 
 class Run:
@@ -54,7 +45,7 @@ class Run:
 
     Args:
         recipe: what to train.
-        data: the images; `data.test` is read by `score_test` alone.
+        data: the images, and the task; `data.test` is read by `score_test` alone.
         device: "cuda" or "cpu"; None: a GPU where there is one.
         workers: processes that augment beside the training process; 0: none.
 
@@ -66,12 +57,11 @@ class Run:
             It is `step` until a trial takes over the weights of another one (`load_state_dict` of the donor's state,
             then `run.step = reports of the trial itself`).
         images: training images per epoch.
-        image_ms: copy to the device and forward pass, ms per image, in the last `predict`.
-        val_logits: what the last `evaluate` made of `data.val`, float32 (N, K) on the CPU; before it (0, K).
+        image_ms: copy to the device and forward pass, ms per image, in the last evaluation.
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, device: str | None = None, workers: int = 0) -> None:
-        self.recipe, self.data = recipe, data
+        self.recipe, self.data, self.task = recipe, data, RULES[data.task]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_gpu = self.device.type == "cuda"
         half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -85,7 +75,7 @@ class Run:
             torch.cuda.reset_peak_memory_stats(self.device)  # a warm process has trained other trials
         seed_everything(recipe.seed, 0)
         self.final = recipe.data.model_copy(update={"image_size": recipe.image_sizes[-1]})  # how images are scored
-        self.model = build_model(resolve(recipe), len(data.classes), recipe.largest.image_size)
+        self.model = build_model(resolve(recipe), len(data.classes), recipe.largest.image_size, data.task)
         # Only there. Measured with torch 2.15 (oneDNN 3.13): convolutions on channels-last tensors corrupt the memory
         # of a CPU process (AVX2: widths that 8 does not divide; several threads: a smaller last batch). They would
         # save 10 to 20 % of a small network's time.
@@ -94,10 +84,10 @@ class Run:
         self.images = min(recipe.data.report_images or len(self.used), len(self.used))
         batches = max(1, -(-self.images // recipe.data.batch_size))
         self.stepper = Stepper(self.model, resolve(recipe), max(1, -(-batches // recipe.optim.accumulate)))
-        counts = np.bincount(data.train.labels[self.used], minlength=len(data.classes))
-        self.counts = torch.from_numpy(counts).to(self.device)  # training images per class
+        self.counts = None  # of the classes in the training images; to count pixels takes a while
+        if recipe.loss.class_weight:
+            self.counts = self.task.count(data.train, self.used, len(data.classes)).to(self.device)
         self.step, self.epoch, self.image_ms = 0, 0, 0.0
-        self.val_logits = torch.empty(0, len(data.classes))
         self.micro = MicroBatches(recipe.data.micro_batch)
         self.tried: set[int] = set()  # batch sizes that the GPU knows kernels for
         self.apply(resolve(recipe))
@@ -112,7 +102,10 @@ class Run:
         self.model.set_noise(now.regularize)
         self.stepper.apply(now)
         self.pipeline = Pipeline(now.augment, now.data.image_size, now.data.fit)
-        self.loss_of, self.label_smoothing = build_loss(now, self.counts), number(now.regularize.label_smoothing)
+        self.loss_of, self.label_smoothing = (
+            self.task.build_loss(now, self.counts),
+            number(now.regularize.label_smoothing),
+        )
 
     def in_force(self) -> Iterator[tuple[str, Value]]:
         """Dotted name and value of all that may change in mid-training, read back from what trains.
@@ -216,6 +209,7 @@ def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
             augment_strength=run.pipeline.augment.strength,
             grad_norm=done.grad_norm,
             zero_weights=run.stepper.zero_share().item(),
+            weight_norm=run.stepper.weight_norm().item(),
             seconds=time.perf_counter() - started,
             images_per_second=done.images / trained,
             data_wait=done.waited / trained,
@@ -243,7 +237,8 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
     device, labels_of, pipeline = run.device, run.data.train.labels, run.pipeline
     order = report_order(labels_of[run.used], run.recipe.seed, run.step, now.data.oversample, run.images)
     generator = torch.Generator().manual_seed(seed)
-    loss_sum, hits, norm_sum = (torch.zeros((), device=device) for _ in range(3))
+    loss_sum, norm_sum = (torch.zeros((), device=device) for _ in range(2))
+    hits, told = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
     images, rates, waited = 0, [], run.loader.waited
     batches = run.loader.batches(run.used[order], now.data.batch_size, pipeline, seed)
 
@@ -252,96 +247,37 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
         return run.scaler.scale(mean) if run.scaler else mean
 
     run.model.module.train()
-    for count, (batch, labels) in enumerate(batches, 1):
+    for count, batch in enumerate(batches, 1):
         if stop():
             raise Stopped
-        labels = labels.to(device, non_blocking=True)
+        targets = batch.targets.to(device, non_blocking=True)
+        weights = None if batch.weights is None else batch.weights.to(device, non_blocking=True)
         mixup, cutmix = pipeline.augment.mixup, pipeline.augment.cutmix
-        x, y_a, y_b, share = mix_batch(run.normalized(batch), labels, mixup, cutmix, generator)
+        mixed = mix_batch(run.normalized(batch.images), targets, mixup, cutmix, generator, weights)
 
-        def forward(rows: slice, x: Any = x, y_a: Any = y_a, y_b: Any = y_b, share: float = share) -> Any:
+        def forward(rows: slice, mixed: Mixed = mixed) -> tuple[torch.Tensor, torch.Tensor]:
+            part = mixed.rows(rows)
             with run.autocast:
-                logits = run.model.module(x[rows])
-                return run.loss_of(logits, y_a[rows], y_b[rows], share), logits
+                logits = run.model.module(part.x)
+                return run.loss_of(logits, *part[1:]), logits
 
-        loss, logits = run.micro.backward(run.model.module, len(x), forward, scaled)
-        images += len(labels)
+        share = functools.partial(share_of, mixed)
+        loss, logits = run.micro.backward(run.model.module, len(mixed.x), forward, scaled, share)
+        images += len(mixed.x)
         if count % now.optim.accumulate == 0 or images >= len(order) - 1:  # a last single image makes no batch
             norm_sum += run.stepper.step(run.scaler)
             rates.append(run.stepper.lr)
-        loss_sum += loss * len(labels)
-        hits += (logits.argmax(1) == y_a).sum()
+        loss_sum += loss * len(mixed.x)
+        right, of = run.task.hits(logits, mixed.y_a)
+        hits, told = hits + right, told + of
     return Pass(
         loss=loss_sum.item() / images,
-        accuracy=hits.item() / images,
+        accuracy=hits.item() / max(1.0, told.item()),
         grad_norm=norm_sum.item() / len(rates),
         lr=float(np.mean(rates)),
         images=images,
         waited=run.loader.waited - waited,
     )
-
-
-def evaluate(run: Run, stop: Callable[[], bool] = never) -> dict[str, float]:
-    """`clean_*` and `val_*` of an Epoch for the current weights, by name. Sets `run.val_logits`.
-
-    Raises:
-        Stopped: `stop`, asked before every batch, said so.
-    """
-    clean = classification(*predict(run, run.data.train, stop, run.clean))
-    run.val_logits, labels = predict(run, run.data.val, stop)
-    val = classification(run.val_logits, labels)
-    scores = {f"clean_{name}": clean[name] for name in ("loss", "accuracy")}
-    return scores | {f"val_{name}": value for name, value in val.items()}
-
-
-def score_test(run: Run, stop: Callable[[], bool] = never) -> tuple[dict[str, float], np.ndarray]:
-    """What the current weights make of `data.test`: for the report at the end, no search looks at it.
-
-    Returns:
-        test_loss, test_accuracy, test_balanced_accuracy, test_macro_f1 and test_ece; and the probabilities, float32
-        (N, K), of the images in their order.
-
-    Raises:
-        DataError: there are no test images.
-        Stopped: `stop`, asked before every batch, said so.
-    """
-    if not len(run.data.test.labels):
-        raise DataError("There are no test images to score. Give the data a test part, or set data.test_share above 0.")
-    logits, labels = predict(run, run.data.test, stop)
-    scores = {f"test_{name}": value for name, value in classification(logits, labels).items()}
-    return scores, logits.softmax(1).numpy()
-
-
-@torch.inference_mode()
-def predict(
-    run: Run, part: Part, stop: Callable[[], bool] = never, indices: np.ndarray | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits float32 (N, K) and labels int64 (N,), on the CPU, of the images at `indices` (None: of all).
-
-    The images are not augmented, the weights those that are evaluated (`optim.ema`). Sets `run.image_ms`.
-
-    Raises:
-        Stopped: `stop`, asked before every batch, said so.
-    """
-    indices = np.arange(len(part.labels)) if indices is None else indices
-    module, data = run.stepper.evaluated, run.final
-    module.eval()
-    made, laps = [], []
-    for start in range(0, len(indices), EVALUATION_BATCH):
-        if stop():
-            raise Stopped
-        rows = indices[start : start + EVALUATION_BATCH]
-        batch = torch.from_numpy(evaluation_batch(part.images, rows, data.image_size, data.fit))
-        with run.autocast:
-            if run.device.type == "cuda" and len(rows) not in run.tried:  # it tries kernels first: that is not timed
-                run.tried.add(len(rows))
-                module(run.normalized(batch))
-            began = _mark(run.device)
-            made.append(module(run.normalized(batch)).float())
-            laps.append((began, _mark(run.device)))
-    logits = torch.cat(made).cpu()  # from here on a GPU has passed every mark
-    run.image_ms = sum(_ms_between(*lap) for lap in laps) / len(indices)
-    return logits, torch.from_numpy(part.labels[indices])
 
 
 def seed_everything(seed: int, step: int) -> int:
@@ -365,16 +301,3 @@ def _same(value: Value, wanted: Value) -> bool:
     if isinstance(value, float) and isinstance(wanted, float):
         return math.isclose(value, wanted, rel_tol=1e-9)  # what a branch tells was multiplied and divided
     return value == wanted
-
-
-def _mark(device: torch.device) -> Any:
-    """A moment in the work of the device, without waiting for it."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def _ms_between(began: Any, ended: Any) -> float:
-    return float(1e3 * (ended - began) if isinstance(began, float) else began.elapsed_time(ended))

@@ -65,7 +65,7 @@ class Referee(TrialScheduler):
                 self._stop(tune_controller, ledger.end(name, "stopped_budget", message))
             return str(STOP)  # without a reason: it was broken off and is taken up by the next term
         identity = {key: result[key] for key in ("attempt", "node", "pid")}
-        ruling = ledger.report(name, {m: result[m] for m in METRICS}, identity)
+        ruling = ledger.report(name, {m: result.get(m) for m in METRICS}, identity)
         self._stop(tune_controller, ruling.stops)
         if ruling.answer == "pause":
             tune_controller.pause_trial(trial, should_checkpoint=False)  # its checkpoint is on the disk

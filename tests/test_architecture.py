@@ -23,9 +23,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("study",),
     (
         *("cvtune", "usercode", "loops", "lease", "journal", "checkpoint", "pulse", "signals"),
-        *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "loss", "microbatch", "strips"),
+        *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "ranking", "loss", "microbatch"),
+        *("strips", "tasks"),
     ),
-    ("history", "train", "own_loop", "lightning"),
+    ("history", "train", "evaluation", "own_loop", "lightning"),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
     ("explained", "population", "pb2", "ray_schedulers", "board"),
     ("results", "fetch", "preflight", "report"),

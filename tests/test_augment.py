@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -169,6 +170,10 @@ def normalized(strength, image_size):
     return A.Compose([A.Normalize(), A.Resize(image_size, image_size)])
 
 
+def floats(strength, image_size):
+    return A.Compose([A.Resize(image_size, image_size), A.Lambda(mask=lambda mask, **_: mask.astype("float32"))])
+
+
 def nothing(strength, image_size):
     return lambda image: None
 
@@ -225,7 +230,7 @@ def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_no_mixing_returns_the_batch_itself() -> None:
     x, y = batch()
-    mixed, y_a, y_b, lam = mix_batch(x, y, 0.0, 0.0, torch.Generator())
+    mixed, y_a, y_b, lam, *_ = mix_batch(x, y, 0.0, 0.0, torch.Generator())
     assert mixed is x and y_a is y and y_b is y and lam == 1.0
     assert mix_batch(x[:1], y[:1], 1.0, 1.0, torch.Generator())[3] == 1.0
 
@@ -235,7 +240,7 @@ def test_mixing_keeps_labels_shares_and_mean(mixup: float, cutmix: float) -> Non
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         x, y = batch()
-        mixed, y_a, y_b, lam = mix_batch(x, y, mixup, cutmix, generator)
+        mixed, y_a, y_b, lam, *_ = mix_batch(x, y, mixup, cutmix, generator)
         assert 0 <= lam <= 1
         torch.testing.assert_close(x, batch()[0])
         assert torch.equal(y_a, y) and torch.equal(y_b.sort().values, y) and not (y_a == y_b).any()
@@ -251,7 +256,7 @@ def test_cutmix_pastes_one_rectangle_and_mixup_blends() -> None:
     assert (changed == changed[0]).all() and changed.any()
     rows, columns = changed[0].any(dim=1), changed[0].any(dim=0)
     assert torch.equal(changed[0], rows[:, None] & columns[None, :])
-    blended, _, _, lam = mix_batch(x, y, 1.0, 0.0, torch.Generator().manual_seed(1))
+    blended, _, _, lam, *_ = mix_batch(x, y, 1.0, 0.0, torch.Generator().manual_seed(1))
     assert 0 < lam < 1 and all(len(sample.unique()) == 1 for sample in blended)
 
 
@@ -263,3 +268,153 @@ def test_mixup_and_cutmix_take_turns_and_the_seed_decides() -> None:
 
     assert 70 < sum(kinds(0)) < 130
     assert kinds(0) == kinds(0) != kinds(1)
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------
+
+LOW, HIGH = 60, 190  # what a pixel of each class looks like: the image tells its own mask
+
+
+def labelled(height: int = 150, width: int = 210) -> tuple[np.ndarray, np.ndarray]:
+    """An image that no mirror or turn maps to itself, and its mask, uint8 (H, W) of 0 and 1."""
+    mask = np.zeros((height, width), np.uint8)
+    cv2.circle(mask, (width // 3, height // 3), height // 4, 1, -1)
+    cv2.rectangle(mask, (width // 2, height // 2), (width - height // 6, height - height // 8), 1, -1)
+    return np.where(mask[..., None], np.uint8(HIGH), np.uint8(LOW)).repeat(3, axis=2), mask
+
+
+def inside(mask: np.ndarray, margin: int) -> np.ndarray:
+    """Where a pixel and all its neighbors have one class."""
+    kernel = np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)
+    return np.asarray(cv2.erode(mask, kernel) == cv2.dilate(mask, kernel))
+
+
+def told_by(image: np.ndarray, mask: np.ndarray) -> float | None:
+    """Share of the pixels away from edges whose class the image tells right; None where nothing can be told apart."""
+    gray, sure = image.astype(float).mean(axis=2), inside(mask, 3)
+    low, high = (gray[sure & (mask == k)] for k in (0, 1))
+    if not len(low) or not len(high) or abs(np.median(high) - np.median(low)) < 20:
+        return None
+    bright = (gray > (np.median(high) + np.median(low)) / 2) == (np.median(high) > np.median(low))
+    return float((bright == (mask == 1))[sure].mean())
+
+
+SEEN = {name: augment for name, augment in CASES.items() if name not in ("all", "occlusion", "both flips")}
+SEEN["all but occlusion, both flips"] = Augment(occlusion=0.0, flip="both")
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("case", SEEN)
+def test_a_mask_stays_on_its_image(case: str, fit: str) -> None:
+    image, mask = labelled()
+    pipe = Pipeline(SEEN[case].model_copy(update={"strength": 0.8}), SIZE, fit)
+    shares = []
+    for seed in range(150):
+        out, moved = pipe.with_mask(image, mask, seed)
+        assert moved.shape == (SIZE, SIZE) and moved.dtype == np.uint8 and set(np.unique(moved)) <= {0, 1}
+        shares.append(told_by(out, moved))
+    told = [share for share in shares if share is not None]
+    assert len(told) > 100 and min(told) > 0.97 and np.mean(told) > 0.995
+
+
+def test_a_mask_that_is_not_moved_is_noticed() -> None:
+    """The test above would see it."""
+    image, mask = labelled()
+    pipe = Pipeline(CASES["geometry"].model_copy(update={"strength": 0.8}), SIZE)
+    still = to_square(mask, SIZE, "crop", nearest=True)
+    shares = [told_by(pipe(image, seed), still) for seed in range(50)]
+    assert np.mean([share for share in shares if share is not None]) < 0.9
+
+
+@pytest.mark.parametrize("shape", [(150, 210), (40, 56), (SIZE, SIZE)])
+def test_masks_are_moved_by_no_fraction_of_a_pixel(shape: tuple[int, int]) -> None:
+    """The nearest pixel by its center: the area and its center are those of the interpolated image, on average."""
+    image, mask = labelled(*shape)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    for strength in (0.0, 0.8):
+        pipe, gaps = Pipeline(CASES["geometry"].model_copy(update={"strength": strength}), SIZE), []
+        for seed in range(100 if strength else 1):
+            out, moved = pipe.with_mask(image, mask, seed)
+            share = (out[..., 0].astype(float) - LOW) / (HIGH - LOW)
+            gaps.append([((share - moved) * axis).sum() / share.sum() for axis in (x - 31.5, y - 31.5)])
+        assert np.abs(np.mean(gaps, axis=0)).max() < (0.08 if strength else 0.15), gaps
+
+
+@every_case
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_strength_zero_leaves_image_and_mask_as_evaluation_sees_them(case: str, fit: str) -> None:
+    image, mask = labelled()
+    for seed in range(20):
+        out, moved = pipeline(case, 0.0, fit=fit).with_mask(image, mask, seed)
+        np.testing.assert_array_equal(out, to_square(image, SIZE, fit))
+        np.testing.assert_array_equal(moved, to_square(mask, SIZE, fit, nearest=True))
+
+
+@every_case
+def test_the_image_does_not_depend_on_its_mask(case: str, photos: list[np.ndarray]) -> None:
+    pipe = pipeline(case, 0.9)
+    for seed, photo in enumerate(photos):
+        mask = np.zeros(photo.shape[:2], np.uint8)
+        np.testing.assert_array_equal(pipe.with_mask(photo, mask, seed)[0], pipe(photo, seed))
+
+
+def test_only_geometry_changes_a_mask_and_erased_pixels_keep_their_labels() -> None:
+    image, mask = labelled()
+    for case in ("color", "quality", "occlusion"):
+        for seed in range(30):
+            moved = pipeline(case, 1.0).with_mask(image, mask, seed)[1]
+            np.testing.assert_array_equal(moved, to_square(mask, SIZE, "crop", nearest=True))
+    for seed in range(30):
+        moved = pipeline("all", 1.0).with_mask(image, mask, seed)[1]
+        np.testing.assert_array_equal(moved, pipeline("geometry", 1.0).with_mask(image, mask, seed)[1])
+
+
+@pytest.mark.parametrize("case", ["geometry", "all", "trivial"])
+def test_masks_keep_their_numbers_and_the_borders_are_reflected(case: str) -> None:
+    """No class appears that was not there, the ignored one among them: nothing is interpolated, nothing filled in."""
+    mask = np.full((90, 120), 7, np.uint8)
+    mask[:, 60:] = 255
+    mask.flags.writeable = False  # as in the store
+    image = np.zeros((90, 120, 3), np.uint8)
+    for seed in range(60):
+        assert set(np.unique(pipeline(case, 1.0).with_mask(image, mask, seed)[1])) <= {7, 255}
+
+
+@pytest.mark.parametrize("function", ["whole", "single"])
+def test_a_users_transform_moves_masks_too(function: str, user_module: str) -> None:
+    image, mask = labelled()
+    pipe = Pipeline(Augment(policy=f"python:{user_module}:{function}"), SIZE)
+    for seed in range(20):
+        out, moved = pipe.with_mask(image, mask, seed)
+        np.testing.assert_array_equal(out, pipe(image, seed))
+        assert told_by(out, moved) in (None, pytest.approx(1.0, abs=0.15))  # it adds noise
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [("plain", "cannot move a mask.*albumentations"), ("too_large", r"uint8 \(65, 64, 3\)"), ("floats", "of the mask")],
+)
+def test_a_users_policy_that_cannot_move_masks_is_told(function: str, says: str, user_module: str) -> None:
+    image, mask = labelled()
+    with pytest.raises(ConfigError, match=says):
+        Pipeline(Augment(policy=f"python:{user_module}:{function}"), SIZE).with_mask(image, mask, 0)
+
+
+def test_mixing_masks() -> None:
+    """CutMix pastes the mask with its image, weights too; mixup keeps both masks, each with its share."""
+    x = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 16, 20).clone()
+    masks, weights = torch.arange(8, dtype=torch.uint8).view(8, 1, 1).expand(8, 16, 20).clone(), torch.arange(8.0)
+    mixed, y_a, y_b, share, w_a, w_b = mix_batch(x, masks, 0.0, 1.0, torch.Generator().manual_seed(1), weights)
+    assert share == 1 and y_a is y_b and w_a is w_b and y_a.dtype == torch.uint8
+    assert not torch.equal(mixed, x) and torch.equal(mixed[:, 0], y_a.float()) and torch.equal(w_a, y_a.float())
+    assert torch.equal(masks[:, 0, 0], torch.arange(8, dtype=torch.uint8))  # not changed in place
+    _, y_a, y_b, share, w_a, w_b = mix_batch(x, masks, 1.0, 0.0, torch.Generator().manual_seed(1), weights)
+    assert 0 < share < 1 and torch.equal(y_a, masks) and torch.equal(w_a, weights)
+    assert torch.equal(y_b[:, 0, 0].float(), w_b) and (w_b != w_a).all()
+
+
+def test_mixing_tags() -> None:
+    x, tags = torch.rand(8, 3, 16, 20), torch.rand(8, 5)
+    for mixup, cutmix in ((1.0, 0.0), (0.0, 1.0)):
+        _, y_a, y_b, share, w_a, w_b = mix_batch(x, tags, mixup, cutmix, torch.Generator().manual_seed(1))
+        assert y_a is tags and y_b.shape == tags.shape and 0 < share < 1 and w_a is w_b is None

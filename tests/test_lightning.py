@@ -90,8 +90,8 @@ def test_it_trains_from_the_recipe_to_the_last_epoch(data: Dataset) -> None:
     assert [e.lr for e in epochs] == pytest.approx([0.01, 0.005, 0.0025]), "its own rate schedule goes on"
     assert epochs[0].parameters == (3 * 16 * 16 + 1) * 12 + 13 * 10
     assert epochs[0].val_loss > epochs[2].val_loss and epochs[2].val_accuracy > 0.25, "chance is 0.1"
-    metrics, probabilities = score_test(run)
-    assert metrics["test_accuracy"] > 0.25 and np.allclose(probabilities.sum(1), 1, atol=1e-5)
+    metrics, stored = score_test(run)
+    assert metrics["test_accuracy"] > 0.25 and np.allclose(stored["probabilities"].sum(1), 1, atol=1e-5)
 
 
 def test_the_augmentation_of_the_recipe_reaches_the_module(data: Dataset) -> None:

@@ -57,6 +57,7 @@ def test_classes_without_samples_stay_out_of_the_means() -> None:
     assert values["accuracy"] == 0.75
     assert values["balanced_accuracy"] == pytest.approx((1 + 0.5) / 2)
     assert values["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)
+    assert values["recall"] == [1.0, 0.5, None, None] and values["worst_recall"] == 0.5
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -65,7 +66,8 @@ def test_a_diverged_model_gets_the_worst_values(bad: float, batch: tuple[torch.T
     logits[3, 1] = bad
     values = classification(logits, batch[1])
     assert not math.isfinite(values.pop("loss"))
-    assert values == {"accuracy": 0.0, "balanced_accuracy": 0.0, "macro_f1": 0.0, "ece": 1.0}
+    assert values.pop("recall") == [0.0] * 5
+    assert values == {"accuracy": 0.0, "balanced_accuracy": 0.0, "macro_f1": 0.0, "worst_recall": 0.0, "ece": 1.0}
 
 
 def test_certain_and_low_precision_logits() -> None:
@@ -75,5 +77,7 @@ def test_certain_and_low_precision_logits() -> None:
         "accuracy": 1.0,
         "balanced_accuracy": 1.0,
         "macro_f1": 1.0,
+        "worst_recall": 1.0,
         "ece": 0.0,
+        "recall": [1.0, 1.0],
     }

@@ -18,6 +18,7 @@ from cvtune.results import export, write_tables
 from cvtune.study import for_data
 
 STUDY = for_data("digits").set({"objective": "val_accuracy", "max_epochs": 3})
+NEWER = ("val_worst_recall", "val_mean_iou", "val_dice", "val_map", "val_recall", "val_iou", "weight_norm")
 TABLES = ("studies", "trials", "epochs", "decisions", "predictions")
 
 
@@ -37,6 +38,9 @@ def folder(tmp_path: Path) -> Path:
         journal.append("segment", {"trial": name, "segment": 0, "attempt": 1, "step": 0, "node": "n", "pid": 1})
     for trial, step, score in (("00000", 1, 0.5), ("00001", 1, 0.25), ("00000", 2, float("nan"))):
         numbers = {**dict.fromkeys(METRICS, 0.5), "step": step, "epoch": step, "val_accuracy": score, "seconds": 2.0}
+        numbers |= {"val_recall": [0.25, None], "val_iou": None, "val_map": None}
+        if trial == "00001":  # as an earlier version wrote it
+            numbers = {name: value for name, value in numbers.items() if name not in NEWER}
         decided = {"answer": "go", "acts": [], "reason": None, "message": ""}
         if trial == "00001":
             decided |= {"answer": "stop", "reason": "stopped_scheduler", "message": "rung 1", "call": 0}
@@ -75,6 +79,13 @@ def test_rows_hold_the_effective_recipe_of_their_epoch(folder: Path) -> None:
     assert table["augment.strength"].to_list() == [0.3, 0.9, 0.3]
     assert table["regularize.dropout"].to_list() == pytest.approx([0.15, 0.15, 0.5])  # the bundle, expanded
     assert math.isnan(table["val_accuracy"].to_list()[1])
+
+
+def test_what_a_task_or_an_earlier_version_lacks_is_null_and_lists_are_lists(folder: Path) -> None:
+    table = pl.read_parquet(folder / "tables" / "epochs.parquet").sort("trial", "step")
+    assert table["val_recall"].to_list() == [[0.25, None], [0.25, None], None]
+    assert table["val_iou"].to_list() == [None] * 3 == table["val_map"].to_list()
+    assert table["weight_norm"].to_list() == [0.5, 0.5, None] and table["val_loss"].to_list() == [0.5] * 3
 
 
 def test_trials_have_one_terminal_reason_and_their_sums(folder: Path) -> None:

@@ -63,3 +63,33 @@ def test_a_long_trial_keeps_a_few_the_newest_among_them(tmp_path: Path, last: in
     assert steps[-1] == last and len(steps) <= strips.MOST + 1
     gaps = np.diff(steps[:-1])
     assert len(steps) > min(last, strips.MOST) // 2 and (not len(gaps) or len(set(gaps)) == 1)
+
+
+def test_masks_are_outlined_and_told_by_their_overlap() -> None:
+    images = np.full((5, 32, 32, 3), 200, np.uint8)
+    masks, predicted = np.zeros((5, 32, 32), np.uint8), np.zeros((5, 32, 32), np.uint8)
+    masks[:, 8:24, 8:24], masks[:, 0] = 1, 255
+    predicted[:, 8:24, 8:24] = 1
+    predicted[1:, 8:24, 16:24] = 0  # half of it
+    strip = strips.draw_masks(images, masks, predicted, ("background", "nucleus"))
+    side = strips.MASK_CELL + 2 * strips.FRAME
+    assert strip.size == (4 * (side + strips.GAP), 2 * (side + 2 * strips.LINE + strips.GAP))
+    assert strips.iou_of_classes(masks[1], predicted[1], 2) == {0: pytest.approx(736 / 864), 1: 0.5}
+    pixels = np.asarray(strip.convert("RGB")).astype(int)
+    inner = [pixels[strips.FRAME : side, place * (side + strips.GAP) + strips.FRAME :][:120, :120] for place in (0, 1)]
+    near = [
+        [(abs(cell - np.array(color)).max(axis=2) < 60).sum() for color in (strips.RIGHT, strips.WRONG)]
+        for cell in inner
+    ]
+    assert near[0][0] > 200 and near[0][1] == 0  # the outlines of mask and prediction are one
+    assert near[1][0] > 200 and near[1][1] > 20
+
+
+def test_tags_are_framed_by_what_is_known() -> None:
+    images = np.full((3, 16, 16, 3), 200, np.uint8)
+    tags = np.array([[1, 0, np.nan], [1, 1, 0], [0, 0, 0]], np.float32)
+    chances = np.array([[0.9, 0.1, 0.9], [0.9, 0.1, 0.1], [0.1, 0.1, 0.1]], np.float32)
+    strip = np.asarray(strips.draw_tags(images, tags, chances, CLASSES).convert("RGB")).astype(int)
+    wide = strips.CELL + 2 * strips.FRAME + strips.GAP
+    for place, color in enumerate((strips.RIGHT, strips.WRONG, strips.RIGHT)):
+        assert abs(strip[1, place * wide + 1] - color).max() <= 8

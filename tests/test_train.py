@@ -13,12 +13,13 @@ from cvtune import checkpoint
 from cvtune.data import Dataset, Part, open_dataset
 from cvtune.epoch import METRICS, Epoch
 from cvtune.errors import DataError
+from cvtune.evaluation import predict, score_test
 from cvtune.models import Network
 from cvtune.optim import Stepper
 from cvtune.recipe import MUTABLE, Recipe
 from cvtune.regularize import resolve
 from cvtune.sections import Source
-from cvtune.train import NotInForce, Run, predict, score_test, train
+from cvtune.train import NotInForce, Run, train
 
 SMALL = Recipe().replace(
     {
@@ -57,7 +58,13 @@ def test_it_learns_and_every_number_is_sane(digits: Dataset) -> None:
     assert epochs[-1].val_accuracy > 0.85
     assert [e.step for e in epochs] == [e.epoch for e in epochs] == [1, 2, 3, 4, 5]
     last = epochs[-1].numbers()
-    assert set(last) == set(METRICS) and all(math.isfinite(v) for v in last.values())
+    assert set(last) == set(METRICS)
+    assert {n for n, v in last.items() if v is None} == {"val_mean_iou", "val_dice", "val_map", "val_iou"}
+    recall = last.pop("val_recall")
+    assert len(recall) == 10 and min(recall) == last["val_worst_recall"] > 0.5
+    last = {n: v for n, v in last.items() if v is not None}
+    assert all(math.isfinite(v) for v in last.values())
+    assert last["weight_norm"] > 0
     assert all(
         0 <= last[n] <= 1
         for n in last
@@ -339,10 +346,11 @@ def test_the_test_images_are_scored_with_the_weights_that_are_kept(digits: Datas
     run = Run(SMALL.replace({"data.train_fraction": 1.0, "optim.ema": 0.8}), digits)
     list(train(run))
     asked: list[bool] = []
-    scores, probabilities = score_test(run, stop=lambda: bool(asked.append(True)))
-    labels = digits.test.labels
-    assert asked
-    assert set(scores) == {f"test_{name}" for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")}
+    scores, stored = score_test(run, stop=lambda: bool(asked.append(True)))
+    labels, probabilities = digits.test.labels, stored["probabilities"]
+    assert asked and stored["labels"].tolist() == labels.tolist()
+    names = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece", "worst_recall", "recall")
+    assert set(scores) == {f"test_{name}" for name in names}
     assert (probabilities.dtype, probabilities.shape) == (np.float32, (len(labels), 10))
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     assert (
@@ -350,7 +358,7 @@ def test_the_test_images_are_scored_with_the_weights_that_are_kept(digits: Datas
         and scores["test_accuracy"] > 0.7
     )
     run.stepper._average = None  # the raw weights
-    assert not np.array_equal(score_test(run)[1], probabilities)
+    assert not np.array_equal(score_test(run)[1]["probabilities"], probabilities)
 
 
 def test_predict_takes_the_images_asked_for_in_their_order(digits: Dataset) -> None:

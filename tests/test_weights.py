@@ -20,6 +20,7 @@ from torch import Tensor
 from cvtune import checkpoint
 from cvtune.data import Dataset, open_dataset
 from cvtune.errors import ConfigError
+from cvtune.evaluation import score_test
 from cvtune.fetch import fetch
 from cvtune.models import Network, build_model
 from cvtune.models.weights import digests, published
@@ -29,7 +30,7 @@ from cvtune.sections import Source
 from cvtune.space import Choice, space
 from cvtune.study import Study
 from cvtune.study_folder import check_unchanged
-from cvtune.train import Run, score_test, train
+from cvtune.train import Run, train
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = Recipe().replace({"data.image_size": 16, "model.width": 8, "augment.flip": "none"})

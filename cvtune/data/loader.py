@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -21,17 +21,33 @@ from cvtune.data.decode import Fit
 from cvtune.data.listing import Labels, Pixels
 from cvtune.pixels import to_square
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # uint8 (N, S, S, 3) and int64 (N,)
 _MASK = 2**64 - 1
+
+
+class Batch(NamedTuple):
+    """Some images of a part and what is to be learned of them.
+
+    Attributes:
+        images: uint8 (N, S, S, 3).
+        targets: masks uint8 (N, S, S) of a part that has masks, else tags float32 (N, K) where it has tags, else labels
+            int64 (N,).
+        weights: float32 (N,), factor on the loss of each image; None: 1.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor | None
 
 
 class Augmenter(Hashable, Protocol):
     """Augments one image: uint8 (H, W, 3) and a seed give uint8 (S, S, 3). Picklable; equal if its settings are.
 
-    `augment.Pipeline` is one.
+    `with_mask` makes the same of the image and moves its mask along, uint8 (H, W) to (S, S). See `augment.Pipeline`.
     """
 
     def __call__(self, image: Pixels, seed: int, /) -> Pixels: ...
+
+    def with_mask(self, image: Pixels, mask: Pixels, seed: int, /) -> tuple[Pixels, Pixels]: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class Loader:
             )
 
     def batches(self, order: Labels, batch_size: int, make: Augmenter, seed: int) -> Iterator[Batch]:
-        """The images at `order`, int64 (M,), augmented by `make`: uint8 (N, S, S, 3) and labels int64 (N,).
+        """The images at `order`, int64 (M,), augmented by `make`, in batches of `batch_size`.
 
         Image i gets `sample_seed(seed, i)`, another one at each further draw. The last batch may be smaller, but
         has at least two images. Ends an iteration that is still under way.
@@ -87,7 +103,7 @@ class Loader:
             self.waited += time.perf_counter() - start
             if batch is None:
                 return
-            yield batch[0], batch[1]
+            yield batch
 
 
 def sample_seed(seed: int, ticket: int) -> int:
@@ -147,6 +163,16 @@ def evaluation_batch(images: Images, indices: Sequence[int] | Labels, image_size
     return batch
 
 
+def evaluation_targets(part: Part, indices: Labels, image_size: int, fit: Fit) -> torch.Tensor:
+    """What is to be told of the images at `indices`, as the `targets` of a `Batch`; masks as evaluation sees them."""
+    if part.masks is None:
+        return torch.from_numpy((part.labels if part.tags is None else part.tags)[indices])
+    masks = np.empty((len(indices), image_size, image_size), np.uint8)
+    for row, i in enumerate(indices):
+        masks[row] = to_square(part.masks[int(i)], image_size, fit, nearest=True)
+    return torch.from_numpy(masks)
+
+
 @dataclass(frozen=True)
 class _Batches(torch.utils.data.Dataset[Batch]):
     """The Dataset behind the DataLoader: its key is a whole request."""
@@ -154,17 +180,29 @@ class _Batches(torch.utils.data.Dataset[Batch]):
     part: Part
 
     def __getitem__(self, request: Request) -> Batch:
-        total = len(self.part.labels)
-        make = _kept(request.make)
-        rows = request.tickets % total
-        made: torch.Tensor | None = None
-        for row, (i, ticket) in enumerate(zip(rows.tolist(), request.tickets.tolist(), strict=True)):
-            image = make(self.part.images[i], sample_seed(request.seed, ticket))
-            if made is None:
-                made = torch.empty((len(rows), *image.shape), dtype=torch.uint8, pin_memory=request.pin)
-            made.numpy()[row] = image
-        assert made is not None
-        return made, torch.from_numpy(self.part.labels[rows])
+        part, make = self.part, _kept(request.make)
+        rows = request.tickets % len(part.labels)
+        seeds = [sample_seed(request.seed, ticket) for ticket in request.tickets.tolist()]
+        if part.masks is None:
+            targets = torch.from_numpy((part.labels if part.tags is None else part.tags)[rows])
+            images = _stacked((make(part.images[i], s) for i, s in zip(rows.tolist(), seeds, strict=True)), request)
+        else:
+            masks = part.masks
+            pairs = [make.with_mask(part.images[i], masks[i], s) for i, s in zip(rows.tolist(), seeds, strict=True)]
+            images, targets = (_stacked((pair[k] for pair in pairs), request) for k in (0, 1))
+        return Batch(images, targets, None if part.weights is None else torch.from_numpy(part.weights[rows]))
+
+
+def _stacked(made: Iterable[Pixels], request: Request) -> torch.Tensor:
+    """Arrays of one shape as one tensor uint8 (N, ...), which is written while they are made."""
+    together: torch.Tensor | None = None
+    for row, array in enumerate(made):
+        if together is None:
+            shape = (len(request.tickets), *array.shape)
+            together = torch.empty(shape, dtype=torch.uint8, pin_memory=request.pin)
+        together.numpy()[row] = array
+    assert together is not None
+    return together
 
 
 @dataclass(frozen=True)

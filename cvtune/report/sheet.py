@@ -14,7 +14,7 @@ from cvtune.augment import FAMILIES, MAPPING_VERSION, Pipeline
 from cvtune.data import cache_folder, open_dataset
 from cvtune.errors import ConfigError
 from cvtune.recipe import Augment
-from cvtune.strips import shorten
+from cvtune.strips import outlined, shorten
 from cvtune.study import Study
 
 MIN_CELL = 96
@@ -32,10 +32,12 @@ def contact_sheet(
     fit: str,
     strengths: Sequence[float],
     seed: int,
+    masks: Sequence[npt.NDArray[np.uint8]] | None = None,
 ) -> Image.Image:
     """One row per image, one column per strength, all else as `augment` says.
 
-    A row draws the same random numbers in each column, so that from left to right one change grows.
+    A row draws the same random numbers in each column, so that from left to right one change grows. Masks are drawn
+    over their images as outlines, moved with them.
 
     Args:
         images: uint8 (H, W, 3) each; sizes may differ.
@@ -45,6 +47,7 @@ def contact_sheet(
         fit: see `pixels.to_square`.
         strengths: the columns, each in [0, 1]; at 0 stands what evaluation sees.
         seed: of the first row; each further row takes the next one.
+        masks: uint8 (H, W) of each image; None: there are none.
 
     Returns:
         An RGB picture with a title, a header of strengths and the labels at the left.
@@ -70,7 +73,13 @@ def contact_sheet(
         draw.text((x + cell / 2, 1.5 * LINE), f"{strength:.3g}", INK, text, anchor="mm")
         pipeline = Pipeline(augment.model_copy(update={"strength": strength}), image_size, fit)
         for row, image in enumerate(images):
-            picture = Image.fromarray(pipeline(image, seed + row)).resize((cell, cell), Image.Resampling.NEAREST)
+            mask = None if masks is None else masks[row]
+            if mask is None:
+                made = pipeline(image, seed + row)
+            else:
+                made, mask = pipeline.with_mask(image, mask, seed + row)
+            enlarged = Image.fromarray(made).resize((cell, cell), Image.Resampling.NEAREST)
+            picture = enlarged if mask is None else Image.fromarray(outlined(np.asarray(enlarged), mask))
             sheet.paste(picture, (x, top + row * step))
     return sheet
 
@@ -114,4 +123,5 @@ def draw_preview(study: Study, rows: int, columns: int, seed: int, cache: Path |
         settings.fit,
         [round(s, 3) for s in np.linspace(0, 1, columns).tolist()],
         seed,
+        None if data.train.masks is None else [np.asarray(data.train.masks[int(i)]) for i in chosen],
     )

@@ -94,11 +94,19 @@ def rows(study: Study, record: TrialRecord, folder: Path, after: int = 0) -> Ite
     for event in record.epochs:
         if event["step"] <= after:
             continue
-        values = {metric: event[metric] for metric in METRICS if metric != "step" and event[metric] is not None}
+        values = {key: v for metric in METRICS if metric != "step" for key, v in single(metric, event.get(metric))}
         values |= {"attempt": event["attempt"], "segment": event["segment"]}
         now = record.recipe_at(event["step"]).at(event["epoch"] - 1).flat() if names else {}
         values |= {f"{EFFECTIVE}{n}": now[n] for n in names if now[n] is not None}
         yield Row(event["step"], values, pictures.get(event["step"]))
+
+
+def single(metric: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A metric as it is sent: of one with a value per class each class by its number ("val_recall/0"), and no None."""
+    if isinstance(value, list):
+        yield from ((f"{metric}/{k}", one) for k, one in enumerate(value) if one is not None)
+    elif value is not None:
+        yield metric, value
 
 
 def changing(study: Study, recipe: Recipe) -> tuple[str, ...]:
@@ -125,7 +133,8 @@ def summary(study: Study, record: TrialRecord) -> dict[str, Any]:
     }
     if best:  # W&B keeps the best of the reports that it saw since a run was resumed
         found[study.objective] = {study.better: best[study.objective]}
-    tested = {key: value for key, value in (record.test or {}).items() if key.startswith("test_")}
+    scores = [(key, value) for key, value in (record.test or {}).items() if key.startswith("test_")]
+    tested = dict(pair for scored in scores for pair in single(*scored))
     return {k: v for k, v in (found | tested).items() if v is not None and not _is_nan(v)}
 
 

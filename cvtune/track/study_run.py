@@ -128,6 +128,8 @@ def worst_errors(of: Material) -> Table | None:
         return None
     best = max(seeds, key=lambda r: sign * (r.epochs[-1][of.study.objective] or -math.inf))
     with np.load(of.folder / "trials" / best.trial / "test.npz", allow_pickle=False) as content:
+        if "labels" not in content.files:  # of masks and tags an image has no one right class
+            return None
         probabilities, labels = content["probabilities"], content["labels"]
     classes = list(of.provenance.get("classes") or ()) or [str(i) for i in range(probabilities.shape[1])]
     predicted = probabilities.argmax(1)

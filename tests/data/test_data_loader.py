@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from cvtune.augment import Pipeline
-from cvtune.data import Dataset, open_dataset
+from cvtune.data import Dataset, Part, open_dataset
 from cvtune.data.loader import (
     Batch,
     Loader,
     derived_seed,
     epoch_order,
     evaluation_batch,
+    evaluation_targets,
     report_order,
     sample_seed,
     subset,
@@ -53,7 +54,7 @@ def dataset(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dat
 
 
 def together(batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-    images, labels = zip(*batches, strict=True)
+    images, labels, _ = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(labels)
 
 
@@ -68,8 +69,8 @@ def test_the_same_bits_for_any_number_of_workers(dataset: Dataset) -> None:
         make = Pipeline(Augment(strength=strength), 32)
         expected = list(here.batches(order, 16, make, epoch))
         got = list(there.batches(order, 16, make, epoch))
-        assert [len(labels) for _, labels in got] == [16, 16, 10]
-        for (images, labels), (other_images, other_labels) in zip(expected, got, strict=True):
+        assert [len(batch.targets) for batch in got] == [16, 16, 10]
+        for (images, labels, _), (other_images, other_labels, _) in zip(expected, got, strict=True):
             assert (images.dtype, images.shape[1:], labels.dtype) == (torch.uint8, (32, 32, 3), torch.int64)
             assert torch.equal(images, other_images)
             assert torch.equal(labels, other_labels)
@@ -172,3 +173,48 @@ def test_nothing_but_the_loader_needs_torch() -> None:
 def test_no_order_no_batches(dataset: Dataset) -> None:
     loader = Loader(dataset.train, 0, pin=True)
     assert not list(itertools.chain(*(loader.batches(np.arange(n), 4, Stamp(), 0) for n in (0, 1))))
+
+
+# --- what is learned beside a class ---------------------------------------------------------------------------------
+
+
+def with_masks(n: int = 30) -> Part:
+    """Images whose first channel is their mask, with weights."""
+    rng = np.random.default_rng(0)
+    masks = [rng.integers(0, 2, (40, 50), dtype=np.uint8).repeat(2, 0).repeat(2, 1)[:40, :50] for _ in range(n)]
+    images = [np.stack([mask, mask, mask], axis=2) * 200 for mask in masks]
+    return Part(images, np.zeros(n, np.int64), masks=masks, weights=np.arange(n, dtype=np.float32))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_come_along_with_their_images(workers: int) -> None:
+    part, make = with_masks(), Pipeline(Augment(strength=0.7), 24)
+    order = np.array([4, 9, 4, 20, 7])
+    batches = list(Loader(part, workers, pin=False).batches(order, 3, make, seed=5))
+    assert [type(batch) for batch in batches] == [Batch, Batch]
+    images, masks, weights = (torch.cat([batch[k] for batch in batches]) for k in range(3))
+    assert (masks.dtype, masks.shape, weights.tolist()) == (torch.uint8, (5, 24, 24), order.tolist())
+    tickets = [4, 9, 4 + 30, 20, 7]
+    for image, mask, i, ticket in zip(images, masks, order, tickets, strict=True):
+        expected = make.with_mask(part.images[i], part.masks[i], sample_seed(5, ticket))
+        np.testing.assert_array_equal(image, expected[0])
+        np.testing.assert_array_equal(mask, expected[1])
+
+
+def test_tags_are_the_targets_of_a_part_that_has_them(dataset: Dataset) -> None:
+    tags = np.random.default_rng(0).random((len(dataset.train.labels), 5)).astype(np.float32)
+    part = Part(dataset.train.images, dataset.train.labels, tags=tags)
+    images, targets, weights = next(Loader(part, 0, pin=False).batches(np.array([3, 1]), 2, Stamp(), seed=0))
+    np.testing.assert_array_equal(targets, tags[[3, 1]])
+    assert weights is None and len(images) == 2
+    np.testing.assert_array_equal(evaluation_targets(part, np.array([3, 1]), 24, "crop"), tags[[3, 1]])
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_evaluation_targets_are_labels_or_masks_as_evaluation_sees_the_images(dataset: Dataset, fit: str) -> None:
+    labels = evaluation_targets(dataset.val, np.array([4, 1]), 24, fit)  # type: ignore[arg-type]
+    assert (labels.dtype, labels.tolist()) == (torch.int64, dataset.val.labels[[4, 1]].tolist())
+    part = with_masks()
+    masks = evaluation_targets(part, np.array([4, 1]), 24, fit)  # type: ignore[arg-type]
+    still = Pipeline(Augment(strength=0), 24, fit)
+    np.testing.assert_array_equal(masks[1], still.with_mask(part.images[1], part.masks[1], 0)[1])

@@ -12,6 +12,7 @@ from cvtune.errors import ConfigError
 from cvtune.pixels import to_square
 from cvtune.recipe import Augment
 from cvtune.report.sheet import GAP, MAX_LABEL, contact_sheet, describe
+from cvtune.strips import RIGHT
 
 STRENGTHS = [0.0, 0.5, 1.0]
 
@@ -75,3 +76,19 @@ def test_what_cannot_be_drawn_is_told(
 def test_it_can_be_saved(photos: list[np.ndarray], tmp_path: Path) -> None:
     contact_sheet(photos[:2], ["a", "b"], Augment(policy="trivial"), 64, "crop", STRENGTHS, 0).save(tmp_path / "s.png")
     assert Image.open(tmp_path / "s.png").size[0] > 3 * 96
+
+
+def test_the_outline_of_a_mask_moves_with_its_image() -> None:
+    mask = np.zeros((80, 80), np.uint8)
+    mask[30:60, 20:40] = 1
+    image = np.where(mask[..., None], np.uint8(250), np.uint8(5)).repeat(3, axis=2)
+    augment = Augment(color=0, quality=0, occlusion=0)
+    strengths = [tenth / 10 for tenth in range(11)]
+    sheet = contact_sheet([image], ["a"], augment, 96, "crop", strengths, seed=3, masks=[mask])
+    plain = contact_sheet([image], ["a"], augment, 96, "crop", strengths, seed=3)
+    for drawn, bare in zip(cells(sheet, 1, 11, 96)[0], cells(plain, 1, 11, 96)[0], strict=True):
+        changed = (drawn != bare).any(axis=2)
+        assert changed.sum() > 40 and (drawn[changed] == RIGHT).all()
+        beside = bare[..., 0].astype(int)  # an outline lies where bright meets dark
+        steep = np.maximum(abs(np.gradient(beside)[0]), abs(np.gradient(beside)[1])) > 20
+        assert (changed & steep).sum() > 0.95 * changed.sum()

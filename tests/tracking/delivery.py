@@ -89,6 +89,8 @@ def assert_told(record: TrialRecord, run: Run, objective: str, better: str) -> N
     assert [row["_step"] for row in rows] == [event["step"] for event in record.epochs], record.trial
     for row, event in zip(rows, record.epochs, strict=True):
         numbers = {name: event[name] for name in METRICS if name != "step" and event.get(name) is not None}
+        for name in [name for name, value in numbers.items() if isinstance(value, list)]:
+            numbers |= {f"{name}/{k}": one for k, one in enumerate(numbers.pop(name)) if one is not None}
         assert {name: row.get(name) for name in numbers} == numbers, (record.trial, row["_step"])
     for section in ("augment", "regularize", "optim"):
         assert run.config[section] == getattr(record.recipe, section).model_dump(mode="json")

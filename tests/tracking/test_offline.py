@@ -114,7 +114,9 @@ def check(study: Path, runs: list[Told]) -> None:
         assert nested(expected, run.config) == expected
         assert [told["_step"] for told in run.rows] == [report["step"] for report in reports[run.trial]]
         for told_row, report in zip(run.rows, reports[run.trial], strict=True):
-            for metric in set(METRICS) - {"step"}:
+            for k, recall in enumerate(report["val_recall"]):
+                assert told_row[f"val_recall/{k}"] == recall
+            for metric in set(METRICS) - {"step", "val_recall"}:
                 value = report[metric]
                 assert told_row.get(metric) == (None if value is None or math.isnan(value) else value), metric
             strip = study / "trials" / run.trial / str(report["attempt"]) / "media" / f"{report['step']}.png"
