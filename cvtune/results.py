@@ -205,7 +205,8 @@ def _epoch_rows(name: str, record: TrialRecord) -> Iterable[dict[str, Any]]:
 def _number(event: Mapping[str, Any], metric: str) -> Any:
     """A metric as a column holds it: what every task has was NaN where the journal has null, as JSON knows no NaN."""
     value = event.get(metric)
-    return math.nan if value is None and metric in event and not METRICS[metric].lacking else value
+    was_nan = value is None and metric in event and METRICS[metric].kind is float and not METRICS[metric].lacking
+    return math.nan if was_nan else value
 
 
 def _cached_by_change(record: TrialRecord) -> Callable[[int, int], dict[str, Any]]:
