@@ -128,8 +128,9 @@ def lightning_loop(
     """A training loop for `train.loop` from a LightningModule that knows nothing of cvtune.
 
     Batches are those of `Run.batches` (augmented as the recipe says), normalized as ImageNet is: float32 (N, 3, S, S)
-    and labels int64 (N,). `training_step` and `validation_step` get them as pairs; `forward` has to give class scores
-    (N, K). The arguments are fixed for a trial, so only augmentation can change during training.
+    and targets (labels int64 (N,), or tags or masks). `training_step` and `validation_step` get them as pairs;
+    `forward` has to give class scores (N, K), of masks (N, K, S, S). The arguments are fixed for a trial, so only what
+    `Run.batches` honors can change during training.
 
     Args:
         module: the class; it may come from `lightning.pytorch` or from `pytorch_lightning`.
