@@ -12,7 +12,7 @@ import os
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
 from cvtune.epoch import Epoch
-from cvtune.loops import BATCHES, Report, loop, report
+from cvtune.loops import BATCHES, Report, loop, report_epoch
 from cvtune.recipe import Augment, Data, Loss, Model, Optim, Recipe, Regularize, Train
 from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
 from cvtune.searchers import GP, TPE, Grid, Random, Sobol
@@ -59,6 +59,6 @@ __all__ = [
     "Uniform",
     "When",
     "loop",
-    "report",
+    "report_epoch",
     "space",
 ]

@@ -20,7 +20,7 @@ from cvtune.data import Part
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.evaluation import EVALUATION_BATCH, Stopped
 from cvtune.fields import USER_CODE
-from cvtune.loops import BATCHES, Report, loop, report
+from cvtune.loops import BATCHES, Report, loop, report_epoch
 from cvtune.own_loop import Batches, Run
 from cvtune.recipe import FIELDS
 from cvtune.train import IMAGENET_MEAN, IMAGENET_STD, seed_everything
@@ -62,7 +62,7 @@ class Adapted:
                 return
             trainer.save_checkpoint(IN_MEMORY)
             state = {key: value for key, value in held.checkpoint.items() if key not in NOT_KEPT}
-            yield report(
+            yield report_epoch(
                 **self._metrics(trainer, watch),
                 lr=sum(watch.rates) / len(watch.rates) if watch.rates else None,
                 parameters=sum(p.numel() for p in module.parameters()),
@@ -128,8 +128,9 @@ def lightning_loop(
     """A training loop for `train.loop` from a LightningModule that knows nothing of cvtune.
 
     Batches are those of `Run.batches` (augmented as the recipe says), normalized as ImageNet is: float32 (N, 3, S, S)
-    and labels int64 (N,). `training_step` and `validation_step` get them as pairs; `forward` has to give class scores
-    (N, K). The arguments are fixed for a trial, so only augmentation can change during training.
+    and targets (labels int64 (N,), or tags or masks). `training_step` and `validation_step` get them as pairs;
+    `forward` has to give class scores (N, K), of masks (N, K, S, S). The arguments are fixed for a trial, so only what
+    `Run.batches` honors can change during training.
 
     Args:
         module: the class; it may come from `lightning.pytorch` or from `pytorch_lightning`.
@@ -151,7 +152,7 @@ def lightning_loop(
         if name not in FIELDS:
             raise ConfigError(f"lightning_loop: {name!r} is not a value of a recipe. {did_you_mean(name, FIELDS)}")
     others = set(metrics.values()) - {"train_loss", "val_loss"}
-    report(train_loss=0.0, val_loss=0.0, state=None, **dict.fromkeys(others, 0.0))  # refuses unknown names
+    report_epoch(train_loss=0.0, val_loss=0.0, state=None, **dict.fromkeys(others, 0.0))  # refuses unknown names
     if "val_loss" not in metrics.values():
         raise ConfigError("lightning_loop(metrics=...): name what the module logs as 'val_loss'.")
     for name in sorted(OURS & set(trainer or {})):

@@ -31,7 +31,7 @@ _FILLED = frozenset({"step", "epoch", "seconds"})  # by cvtune alone
 
 @dataclass(frozen=True)
 class Report:
-    """What a loop says after an epoch: see `report`."""
+    """What a loop says after an epoch: see `report_epoch`."""
 
     metrics: Mapping[str, float | int | None]
     state: Mapping[str, Any] | None
@@ -47,7 +47,7 @@ class Terms:
     code: tuple[str, ...]
 
 
-def report(
+def report_epoch(
     *, train_loss: Any, val_loss: Any, state: Mapping[str, Any] | None = None, **metrics: float | int | None
 ) -> Report:
     """What a loop of the user's own yields after each epoch.
@@ -67,10 +67,10 @@ def report(
     valid = METRICS.keys() - _FILLED
     for name in metrics:
         if name not in valid:
-            raise ConfigError(f"report({name}=...): {_no_metric(name)} {did_you_mean(name, valid)}")
+            raise ConfigError(f"report_epoch({name}=...): {_no_metric(name)} {did_you_mean(name, valid)}")
     given = {"train_loss": train_loss, "val_loss": val_loss, **metrics}
     if state is not None and not isinstance(state, Mapping):
-        raise ConfigError(f"report(state=...): {type(state).__name__} is no dict. Give the parts names.")
+        raise ConfigError(f"report_epoch(state=...): {type(state).__name__} is no dict. Give the parts names.")
     return Report({name: _number(name, value) for name, value in given.items() if value is not None}, state)
 
 
@@ -193,4 +193,4 @@ def _number(name: str, value: Any) -> float | int:
         return METRICS[name].kind(plain)  # type: ignore[no-any-return]
     except (TypeError, ValueError, RuntimeError):
         text = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)[:80]
-        raise ConfigError(f"report({name}=...): {type(value).__name__} ({text}) is not one number.") from None
+        raise ConfigError(f"report_epoch({name}=...): {type(value).__name__} ({text}) is not one number.") from None

@@ -48,6 +48,7 @@ class Run:
         step: reports of this trial so far; seeds are set from it before each epoch.
         epoch: age of the weights; below `step` after the weights of a younger trial were taken over.
         images: training images per epoch.
+        final: how images are scored: `data` at the size of the last epoch.
         state: what the last report of these weights carried, tensors on the CPU, tuples as lists; None: from scratch.
     """
 
@@ -58,6 +59,7 @@ class Run:
         self.step, self.epoch = 0, 0
         self.state: Mapping[str, Any] | None = None
         self.stopped = False
+        self.final = recipe.data.model_copy(update={"image_size": recipe.image_sizes[-1]})  # how images are scored
         self._used = subset(data.train.labels, recipe.data.train_fraction, recipe.seed)
         self.images = min(recipe.data.report_images or len(self._used), len(self._used))
         self._stop: Callable[[], bool] = never
@@ -74,9 +76,10 @@ class Run:
         return self.stopped
 
     def batches(self) -> Batches:
-        """The training images of the present epoch: augmented uint8 (N, S, S, 3) and labels int64 (N,), on the CPU.
+        """The training images of the present epoch: augmented uint8 (N, S, S, 3) and targets, on the CPU.
 
-        In a fresh order, by all of `loops.BATCHES`. Asks `stop` before each batch and ends early when it says so.
+        Targets are those of `loader.Batch`: labels int64 (N,), tags float32 (N, K), or masks uint8 (N, S, S). In a
+        fresh order, by all of `loops.BATCHES`. Asks `stop` before each batch and ends early when it says so.
         """
         now, labels = self.recipe, self.data.train.labels
         self._loader = self._loader or Loader(self.data.train, workers=self.workers, pin=self.device == "cuda")
@@ -86,17 +89,16 @@ class Run:
         for batch in self._loader.batches(self._used[order], now.data.batch_size, pipeline, seed):
             if self.stop():
                 return
-            yield batch[0], batch[1]
+            yield batch.images, batch.targets
 
     def evaluation(self, part: Part) -> Batches:
-        """The images of a part (`run.data.val`) in their order, not augmented; else as `batches`."""
-        now = self.recipe.data
+        """The images of a part (`run.data.val`) in their order, not augmented, see `final`; else as `batches`."""
         for start in range(0, len(part.labels), EVALUATION_BATCH):
             if self.stop():
                 return
             rows = np.arange(start, min(start + EVALUATION_BATCH, len(part.labels)))
-            images = evaluation_batch(part.images, rows, now.image_size, now.fit)
-            yield torch.from_numpy(images), torch.from_numpy(part.labels[rows])
+            shown = rows, self.final.image_size, self.final.fit
+            yield torch.from_numpy(evaluation_batch(part.images, *shown)), evaluation_targets(part, *shown)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds; nothing where the loop's last report carried no state."""
@@ -114,13 +116,13 @@ def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
     The run may be saved whenever an Epoch was yielded. Once `stop` has said so, nothing more is reported.
 
     Raises:
-        ConfigError: the loop is no generator, yields something else than `report(...)` or an Epoch that follows the
-            last, or ends before `max_epochs` although nobody stopped it.
+        ConfigError: the loop is no generator, yields something else than `report_epoch(...)` or an Epoch that follows
+            the last, or ends before `max_epochs` although nobody stopped it.
     """
     ref, run._stop = str(run.base.train.loop), stop
     made = load_function(ref, "train.loop")(run)
     if not isinstance(made, Iterator):
-        raise ConfigError(f"train.loop = {ref!r} returned {type(made).__name__}. It must yield report(...) per epoch.")
+        raise ConfigError(f"train.loop = {ref!r} returned {type(made).__name__}. It must yield report_epoch(...).")
     try:
         while run.epoch < run.base.max_epochs:
             started = time.perf_counter()
@@ -147,7 +149,7 @@ def score_test(run: Run, stop: Callable[[], bool] = never) -> tuple[dict[str, Sc
         ConfigError: the loop has no `predict`, or it gave something else than logits.
         Stopped: `stop` said so.
     """
-    part, final = run.data.test, run.base.data
+    part, final = run.data.test, run.final
     if not len(part.labels):
         raise DataError("There are no test images to score. Give the data a test part, or set data.test_share above 0.")
     if run.terms.predict is None:
@@ -201,7 +203,7 @@ def rehearse(recipe: Recipe, data: Dataset, metrics: set[str], pauses: bool) -> 
     if pauses and not state:
         raise ConfigError(
             f"train.loop = {ref!r} reports no state, but this scheduler pauses trials and takes them up again. Yield "
-            "report(..., state={...}), or choose scheduler.name = 'asha' or 'fifo'."
+            "report_epoch(..., state={...}), or choose scheduler.name = 'asha' or 'fifo'."
         )
     if state:
         again = Run(recipe, data, device="cpu")
@@ -218,7 +220,7 @@ def _accept(run: Run, said: object, seconds: float) -> Epoch:
         if said.step != run.step + 1 or said.epoch != run.epoch + 1:
             raise ConfigError(
                 f"train.loop = {run.base.train.loop!r} yielded step {said.step}, epoch {said.epoch} after step "
-                f"{run.step}, epoch {run.epoch}. Count on by one, or yield report(...), which counts by itself."
+                f"{run.step}, epoch {run.epoch}. Count on by one, or yield report_epoch(...), which counts by itself."
             )
         epoch, state = said, None
     elif isinstance(said, Report):
@@ -231,7 +233,7 @@ def _accept(run: Run, said: object, seconds: float) -> Epoch:
     else:
         raise ConfigError(
             f"train.loop = {run.base.train.loop!r} yielded {type(said).__name__}. Yield "
-            "cvtune.report(train_loss=..., val_loss=..., val_accuracy=...) after each epoch."
+            "cvtune.report_epoch(train_loss=..., val_loss=..., val_accuracy=...) after each epoch."
         )
     _check_plain(state, "state")
     run.step, run.epoch, run.state = epoch.step, epoch.epoch, state
@@ -243,13 +245,13 @@ def _check_plain(node: object, where: str) -> None:
     if isinstance(node, Mapping):
         for key, value in node.items():
             if not isinstance(key, str | int | float | bool | None):
-                raise ConfigError(f"report(state=...): the key {key!r} of {where} is neither text nor a number.")
+                raise ConfigError(f"report_epoch(state=...): the key {key!r} of {where} is neither text nor a number.")
             _check_plain(value, f"{where}[{key!r}]")
     elif isinstance(node, list | tuple):
         for place, value in enumerate(node):
             _check_plain(value, f"{where}[{place}]")
     elif not (node is None or isinstance(node, torch.Tensor | str | bool | int | float)):
         raise ConfigError(
-            f"report(state=...): {where} is {type(node).__name__}. Use dicts, lists, tensors, numbers and strings: "
-            "state_dict() of a model, torch.from_numpy() of an array."
+            f"report_epoch(state=...): {where} is {type(node).__name__}. Use dicts, lists, tensors, numbers and "
+            "strings: state_dict() of a model, torch.from_numpy() of an array."
         )

@@ -195,18 +195,21 @@ def _write(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str, Any
 
 
 def _epoch_rows(name: str, record: TrialRecord) -> Iterable[dict[str, Any]]:
-    effective = _cached_by_change(record)
+    effective, own = _cached_by_change(record), record.recipe.train.loop is not None
     for event in record.epochs:
-        numbers = {metric: _number(event, metric) for metric in METRICS}
+        numbers = {metric: _number(event, metric, own) for metric in METRICS}
         identity = {"study": name, "trial": record.trial, "attempt": event["attempt"], "segment": event["segment"]}
         yield {**identity, "time": _time(event["t"]), **numbers, **effective(event["step"], event["epoch"] - 1)}
 
 
-def _number(event: Mapping[str, Any], metric: str) -> Any:
-    """A metric as a column holds it: what every task has was NaN where the journal has null, as JSON knows no NaN."""
-    value = event.get(metric)
-    was_nan = value is None and metric in event and METRICS[metric].kind is float and not METRICS[metric].lacking
-    return math.nan if was_nan else value
+def _number(event: Mapping[str, Any], metric: str, own_loop: bool) -> Any:
+    """A metric as a column holds it: what every task has was NaN where the journal has null, as JSON knows no NaN.
+
+    A loop of the user's own may leave out all but the losses, and an earlier version did not count everything.
+    """
+    value, doc = event.get(metric), METRICS[metric]
+    told = doc.kind is float and not doc.lacking and (not own_loop or metric in ("train_loss", "val_loss"))
+    return math.nan if value is None and metric in event and told else value
 
 
 def _cached_by_change(record: TrialRecord) -> Callable[[int, int], dict[str, Any]]:

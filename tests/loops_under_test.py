@@ -24,7 +24,7 @@ def good(run: Run) -> Iterator[Report]:
     while True:
         for _, labels in run.batches():
             weights += torch.bincount(labels, minlength=len(weights)) * run.recipe.optim.lr
-        yield cvtune.report(
+        yield cvtune.report_epoch(
             train_loss=float(weights.sum()),
             val_loss=torch.tensor(1.0),
             val_accuracy=0.5,
@@ -36,11 +36,11 @@ def good(run: Run) -> Iterator[Report]:
 def forgetful(run: Run) -> Iterator[Report]:
     """Offers no state."""
     while not run.stop():
-        yield cvtune.report(train_loss=1.0, val_loss=1.0, val_accuracy=0.5)
+        yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0, val_accuracy=0.5)
 
 
 def undecorated(run: Run) -> Iterator[Report]:
-    yield cvtune.report(train_loss=1.0, val_loss=1.0)
+    yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0)
 
 
 @cvtune.loop(honors=HONORS)
@@ -74,40 +74,40 @@ def goes_back(run: Run) -> Iterator[Epoch]:
 @cvtune.loop(honors=HONORS)
 def ends_early(run: Run) -> Iterator[Report]:
     run.stop()
-    yield cvtune.report(train_loss=1.0, val_loss=1.0, val_accuracy=0.5)
+    yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0, val_accuracy=0.5)
 
 
 @cvtune.loop(honors=HONORS)
 def nan(run: Run) -> Iterator[Report]:
     while not run.stop():
-        yield cvtune.report(train_loss=float("nan"), val_loss=1.0, val_accuracy=0.5)
+        yield cvtune.report_epoch(train_loss=float("nan"), val_loss=1.0, val_accuracy=0.5)
 
 
 @cvtune.loop(honors=HONORS)
 def unknown_metric(run: Run) -> Iterator[Report]:
-    yield cvtune.report(train_loss=1.0, val_loss=1.0, val_acuracy=0.5)
+    yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0, val_acuracy=0.5)
 
 
 @cvtune.loop(honors=HONORS)
 def many_numbers(run: Run) -> Iterator[Report]:
-    yield cvtune.report(train_loss=torch.ones(3), val_loss=1.0)
+    yield cvtune.report_epoch(train_loss=torch.ones(3), val_loss=1.0)
 
 
 @cvtune.loop(honors=HONORS)
 def odd_state(run: Run) -> Iterator[Report]:
-    yield cvtune.report(train_loss=1.0, val_loss=1.0, val_accuracy=0.5, state={"model": [{"seen": {1, 2}}]})
+    yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0, val_accuracy=0.5, state={"model": [{"seen": {1, 2}}]})
 
 
 @cvtune.loop(honors=HONORS)
 def never_asks(run: Run) -> Iterator[Report]:
     while True:
-        yield cvtune.report(train_loss=1.0, val_loss=1.0, val_accuracy=0.5)
+        yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0, val_accuracy=0.5)
 
 
 @cvtune.loop(honors=HONORS)
 def without_objective(run: Run) -> Iterator[Report]:
     while not run.stop():
-        yield cvtune.report(train_loss=1.0, val_loss=1.0)
+        yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0)
 
 
 @cvtune.loop(honors=HONORS)
@@ -115,10 +115,10 @@ def cannot_resume(run: Run) -> Iterator[Report]:
     while not run.stop():
         if run.state is not None:
             raise KeyError("weights")
-        yield cvtune.report(train_loss=1.0, val_loss=1.0, val_accuracy=0.5, state={"other": 1})
+        yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0, val_accuracy=0.5, state={"other": 1})
 
 
 @cvtune.loop(honors=HONORS, predict=lambda run, part: torch.zeros(1, 3))
 def odd_predict(run: Run) -> Iterator[Report]:
     while not run.stop():
-        yield cvtune.report(train_loss=1.0, val_loss=1.0, val_accuracy=0.5, state={"a": 1})
+        yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0, val_accuracy=0.5, state={"a": 1})

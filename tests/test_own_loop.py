@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 
 import cvtune
-from cvtune import Choice, LogUniform, Recipe, Study, Uniform, checkpoint, loops, preflight, space
+from cvtune import Choice, LogUniform, Recipe, Study, Uniform, checkpoint, loops, own_loop, preflight, space
 from cvtune.actor import OPENED, TrialActor, score_test
-from cvtune.data import open_dataset
+from cvtune.data import Dataset, Part, open_dataset
 from cvtune.errors import ConfigError
 from cvtune.history import load
 from cvtune.own_loop import Run, train
@@ -97,11 +99,11 @@ def test_unknown_names_hear_what_was_meant() -> None:
     with pytest.raises(ConfigError, match=r"'optim\.rl'.*Did you mean 'optim\.lr'"):
         cvtune.loop(honors={"optim.rl"})
     with pytest.raises(ConfigError, match="Did you mean 'val_accuracy'"):
-        cvtune.report(train_loss=1, val_loss=1, val_acuracy=0.5)
+        cvtune.report_epoch(train_loss=1, val_loss=1, val_acuracy=0.5)
     with pytest.raises(ConfigError, match="fills this itself"):
-        cvtune.report(train_loss=1, val_loss=1, step=3)
+        cvtune.report_epoch(train_loss=1, val_loss=1, step=3)
     with pytest.raises(ConfigError, match=r"shape \(3,\).*not one number"):
-        cvtune.report(train_loss=torch.ones(3), val_loss=1)
+        cvtune.report_epoch(train_loss=torch.ones(3), val_loss=1)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +264,7 @@ def test_a_loop_is_closed_when_its_trial_ends(tmp_path: Path) -> None:
     def function(run: Run) -> Iterator[cvtune.Report]:
         try:
             while True:
-                yield cvtune.report(train_loss=1.0, val_loss=1.0)
+                yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0)
         finally:
             closed.append(run.step)
 
@@ -270,6 +272,38 @@ def test_a_loop_is_closed_when_its_trial_ends(tmp_path: Path) -> None:
         patch.setattr("cvtune.own_loop.load_function", lambda ref, what: function)
         assert [epoch.step for epoch in train(run)] == [1, 2, 3]
     assert closed == [3]
+
+
+def masks_of(n: int, side: int) -> Part:
+    """Random images, of which masks say where they are bright."""
+    images = np.random.default_rng(0).integers(0, 256, (n, side, side, 3), np.uint8)
+    return Part(list(images), np.zeros(n, np.int64), masks=[(image[..., 0] > 99).astype(np.uint8) for image in images])
+
+
+def test_a_loop_evaluates_what_the_task_wants_at_the_size_of_the_last_epoch() -> None:
+    parts = [masks_of(5, 32) for _ in range(3)]
+    data = Dataset(("dark", "bright"), *parts, "x", (), (), None, "segment")
+    grows = recipe("good", **{"data.image_size": 16, "changes": ((1, {"data.image_size": 32}),)})
+    run = Run(grows, data)
+    ((images, masks),) = run.evaluation(data.val)
+    assert images.shape == (5, 32, 32, 3) and masks.dtype == torch.uint8
+    assert torch.equal(masks, (images[..., 0] > 99).to(torch.uint8))
+    assert {(x.shape[1], y.shape[1], y.dtype) for x, y in run.batches()} == {(16, 16, torch.uint8)}
+
+    def predict(run: Run, part: Part) -> torch.Tensor:
+        return torch.cat([F.one_hot(y.long(), 2).movedim(-1, 1).float() for _, y in run.evaluation(part)])
+
+    run.terms, run.epoch = replace(run.terms, predict=predict), 3
+    scores, stored = own_loop.score_test(run)
+    assert scores["test_accuracy"] == 1 and stored["counts"].shape == (5, 2, 4)
+
+
+def test_a_loop_evaluates_by_tags_where_there_are_any() -> None:
+    tags = np.array([[1, 0], [0, np.nan], [1, 1]], np.float32)
+    part = Part(list(np.zeros((3, 16, 16, 3), np.uint8)), np.zeros(3, np.int64), tags=tags)
+    run = Run(recipe("good"), Dataset(("a", "b"), part, part, part, "x", (), (), None, "multilabel"))
+    ((_, targets),) = run.evaluation(part)
+    np.testing.assert_array_equal(targets, tags)
 
 
 # --- in earnest

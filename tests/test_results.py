@@ -124,3 +124,22 @@ def test_export_to_folders_and_urls(folder: Path, tmp_path: Path, form: str) -> 
 def test_export_to_where_it_cannot_be_written_says_so(folder: Path, target: str) -> None:
     with pytest.raises(ConfigError, match="--to"):
         export(folder, target)
+
+
+def test_what_a_loop_of_the_users_own_leaves_out_is_null(tmp_path: Path) -> None:
+    study = tmp_path / "digits"
+    (study / "journal").mkdir(parents=True)
+    (study / "study.json").write_text(STUDY.to_json({}))
+    journal = Journal(study / "journal" / "0001.jsonl")
+    journal.append("open", {"term": 1, "host": "here"})
+    proposed = {"index": 0, "role": "search", "label": "", "values": {}, "waiting": False}
+    journal.append("trial", {"trial": "0", **proposed, "recipe": {"train": {"loop": "python:my_loop:train"}}})
+    journal.append("segment", {"trial": "0", "segment": 0, "attempt": 1, "step": 0, "node": "n", "pid": 1})
+    numbers = {**dict.fromkeys(METRICS), "step": 1, "epoch": 1, "seconds": 2.0, "train_loss": math.nan, "val_loss": 1.0}
+    decided = {"answer": "go", "acts": [], "reason": None, "message": ""}
+    journal.append("epoch", {"trial": "0", "attempt": 1, "segment": 0, **numbers, **decided})
+    journal.close()
+    write_tables(study)
+    (row,) = pq.read_table(study / "tables" / "epochs.parquet").to_pylist()
+    assert math.isnan(row["train_loss"]) and row["val_loss"] == 1
+    assert row["parameters"] is None and row["micro_batch"] is None and row["val_accuracy"] is None
