@@ -87,14 +87,15 @@ def predictions(
     """Batch by batch logits float32 on the device, (N, K) or (N, K, S, S), and targets as in `loader.Batch`.
 
     The images are not augmented, the weights those that are evaluated (`optim.ema`). Sets `run.image_ms` at the end.
-    A batch of masks is no larger than one in training, where memory is known to suffice.
+    A batch of masks is no larger than what training takes at once, for which memory is known to suffice.
 
     Raises:
         Stopped: `stop`, asked before every batch, said so.
     """
     indices = np.arange(len(part.labels)) if indices is None else indices
     module, data, laps = run.stepper.evaluated, run.final, []
-    most = EVALUATION_BATCH if part.masks is None else min(EVALUATION_BATCH, data.batch_size)
+    at_once = min(data.batch_size, run.micro.size or data.batch_size)
+    most = EVALUATION_BATCH if part.masks is None else min(EVALUATION_BATCH, at_once)
     module.eval()
     for start in range(0, len(indices), most):
         if stop():

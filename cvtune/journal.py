@@ -45,7 +45,7 @@ class Journal:
         """Write one event, whole or not at all; returns it as `read` will. JSON has no NaN: it becomes null."""
         if self._lost():
             raise OwnedError("the study was taken over by another process while this one was silent.")
-        plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in event.items()}
+        plain = {key: _plain(value) for key, value in event.items()}
         full = {"v": FORMAT, "n": self._number, "t": round(time.time(), 3), "kind": kind, **plain}
         body = json.dumps(full, separators=(",", ":"), allow_nan=False)[:-1]
         line = f'{body},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'.encode()
@@ -70,6 +70,13 @@ class Journal:
     def close(self) -> None:
         self.commit()
         os.close(self._handle)
+
+
+def _plain(value: Any) -> Any:
+    """A number or a list of numbers as JSON can say it."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(study: Path) -> Iterator[dict[str, Any]]:

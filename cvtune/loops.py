@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cvtune.epoch import METRICS
+from cvtune.epoch import METRICS, Score
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.recipe import FIELDS, Recipe
 from cvtune.schedulers import PB2, PBT
@@ -33,7 +33,7 @@ _FILLED = frozenset({"step", "epoch", "seconds"})  # by cvtune alone
 class Report:
     """What a loop says after an epoch: see `report_epoch`."""
 
-    metrics: Mapping[str, float | int | None]
+    metrics: Mapping[str, Score]
     state: Mapping[str, Any] | None
 
 
@@ -47,9 +47,7 @@ class Terms:
     code: tuple[str, ...]
 
 
-def report_epoch(
-    *, train_loss: Any, val_loss: Any, state: Mapping[str, Any] | None = None, **metrics: float | int | None
-) -> Report:
+def report_epoch(*, train_loss: Any, val_loss: Any, state: Mapping[str, Any] | None = None, **metrics: Any) -> Report:
     """What a loop of the user's own yields after each epoch.
 
     Args:
@@ -59,7 +57,7 @@ def report_epoch(
             go on from here. It is saved before the report counts and comes back as `run.state`. None: a trial whose
             process is lost after its first report cannot be taken up and fails.
         metrics: any others of Epoch, by name (`val_accuracy=...`); what is left out is unknown. Numbers, or tensors
-            with one.
+            with one; of single classes (`val_recall=...`) a list of one per class.
 
     Raises:
         ConfigError: a metric that no Epoch has, one that cvtune fills itself, or a value that is no number.
@@ -186,11 +184,14 @@ def _no_metric(name: str) -> str:
     return "cvtune fills this itself." if name in _FILLED else "no Epoch has this metric."
 
 
-def _number(name: str, value: Any) -> float | int:
-    """A number from a number or from a tensor or array with one."""
+def _number(name: str, value: Any) -> Score:
+    """A number from a number or from a tensor or array with one; of a metric of single classes a list of numbers."""
+    kind = METRICS[name].kind
     try:
-        plain = value.item() if hasattr(value, "item") else value
-        return METRICS[name].kind(plain)  # type: ignore[no-any-return]
+        if kind is list:
+            return [None if one is None else float(one) for one in getattr(value, "tolist", lambda: value)()]
+        return kind(value.item() if hasattr(value, "item") else value)  # type: ignore[no-any-return]
     except (TypeError, ValueError, RuntimeError):
         text = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)[:80]
-        raise ConfigError(f"report_epoch({name}=...): {type(value).__name__} ({text}) is not one number.") from None
+        wanted = "one number" if kind is not list else "a list of numbers, one for each class"
+        raise ConfigError(f"report_epoch({name}=...): {type(value).__name__} ({text}) is not {wanted}.") from None

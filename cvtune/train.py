@@ -261,7 +261,8 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
                 logits = run.model.module(part.x)
                 return run.loss_of(logits, *part[1:]), logits
 
-        share = functools.partial(share_of, mixed)
+        # A user's loss is a mean over images, whatever is labelled of them; see `loss.user_loss`.
+        share = functools.partial(share_of, mixed) if now.loss.name == "cross_entropy" else None
         loss, logits = run.micro.backward(run.model.module, len(mixed.x), forward, scaled, share)
         images += len(mixed.x)
         if count % now.optim.accumulate == 0 or images >= len(order) - 1:  # a last single image makes no batch

@@ -1,6 +1,7 @@
 """Training loops of the user's own: what is refused beforehand, what a worker makes of them, and a study in earnest."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from cvtune.actor import OPENED, TrialActor, score_test
 from cvtune.data import Dataset, Part, open_dataset
 from cvtune.errors import ConfigError
 from cvtune.history import load
+from cvtune.journal import Journal
 from cvtune.own_loop import Run, train
 from cvtune.study import for_data
 from tests.invariants import check, marked
@@ -104,6 +106,17 @@ def test_unknown_names_hear_what_was_meant() -> None:
         cvtune.report_epoch(train_loss=1, val_loss=1, step=3)
     with pytest.raises(ConfigError, match=r"shape \(3,\).*not one number"):
         cvtune.report_epoch(train_loss=torch.ones(3), val_loss=1)
+    with pytest.raises(ConfigError, match=r"val_recall=.*str \('high'\) is not a list of numbers"):
+        cvtune.report_epoch(train_loss=1, val_loss=1, val_recall="high")
+
+
+def test_a_metric_of_single_classes_may_come_in_any_form_and_goes_into_the_journal(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "0001.jsonl")
+    for given in ([0.5, math.nan], torch.tensor([0.5, math.nan]), np.array([0.5, math.nan]), [0.5, None]):
+        said = cvtune.report_epoch(train_loss=1, val_loss=1, val_recall=given)
+        assert journal.append("epoch", dict(said.metrics)) and json.dumps(dict(said.metrics))
+    lines = [json.loads(line) for line in (tmp_path / "0001.jsonl").read_text().splitlines()]
+    assert [line["val_recall"] for line in lines] == [[0.5, None]] * 4
 
 
 @pytest.mark.parametrize(

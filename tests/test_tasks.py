@@ -25,14 +25,14 @@ from cvtune.data import Dataset, Part
 from cvtune.data.listing import IGNORE
 from cvtune.epoch import METRICS, OBJECTIVES
 from cvtune.errors import ConfigError
-from cvtune.evaluation import evaluate, predict, score_test
+from cvtune.evaluation import evaluate, never, predict, score_test
 from cvtune.history import History, TrialRecord
 from cvtune.loss import build_loss, build_mask_loss, build_tag_loss, class_weights
 from cvtune.recipe import Recipe
 from cvtune.regularize import resolve
 from cvtune.study import Study
 from cvtune.tasks import RULES, check_objective
-from cvtune.train import Run, train
+from cvtune.train import Run, one_pass, train
 
 SIDE, CLASSES = 24, ("background", "round", "square")
 
@@ -352,11 +352,25 @@ def test_a_seed_gives_the_same_run_and_workers_change_nothing(task: str) -> None
     assert rows[0] == rows[1] == rows[2]
 
 
-def test_segmentation_is_evaluated_in_batches_of_training() -> None:
-    run, seen = Run(small("segment", data__batch_size=8), dataset("segment")), []
+@pytest.mark.parametrize(("more", "most"), [({}, 8), ({"data__micro_batch": 3}, 3), ({"data__micro_batch": 16}, 8)])
+def test_segmentation_is_evaluated_in_batches_of_training(more: dict[str, Any], most: int) -> None:
+    run, seen = Run(small("segment", data__batch_size=8, **more), dataset("segment")), []
     run.model.module.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     evaluate(run)
-    assert max(seen) == 8
+    assert max(seen) == most
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "python:cvtune_test_tasks:own_masks"])
+def test_a_batch_in_parts_has_the_loss_of_the_whole_where_images_know_more_or_less(loss: str) -> None:
+    data = dataset("segment")
+    for mask in data.train.masks[::3]:  # type: ignore[index]
+        mask[:20] = IGNORE
+    whole, divided = (
+        Run(small("segment", data__batch_size=80, data__micro_batch=size, loss__name=loss), data) for size in (None, 4)
+    )
+    passes = [one_pass(run, resolve(run.recipe), 0, never) for run in (whole, divided)]
+    assert passes[1].loss == pytest.approx(passes[0].loss, rel=1e-5)
+    assert passes[1].grad_norm == pytest.approx(passes[0].grad_norm, rel=1e-4)
 
 
 @pytest.mark.parametrize("task", RULES)
