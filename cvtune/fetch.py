@@ -90,16 +90,23 @@ def require_weights(study: Study) -> None:
 
 def pretrained_models(study: Study) -> list[str]:
     """Values of `model.name` that a trial may combine with `model.pretrained` = 'default', each once."""
+    return list(dict.fromkeys(name for name, pretrained in model_pairs(study) if pretrained == "default"))
+
+
+def model_pairs(study: Study) -> list[tuple[str, str]]:
+    """Each `model.name` with each `model.pretrained` but None that a trial may combine it with, once."""
     base, space = study.recipe.model, study.space
     recipes = [study.recipe, *study.candidates.values()]
     pairs: list[tuple[object, object]] = [(recipe.model.name, recipe.model.pretrained) for recipe in recipes]
-    searched = space.domains.get("model.pretrained")
-    when = space.conditions.get("model.pretrained")
+    key = "model.pretrained"
+    by_name = key in space.domains and space.parent(key) == "model.name"
     names = space.domains["model.name"].edges() if "model.name" in space.domains else (base.name,)
     for name in names:
-        active = searched and (when is None or when.name != "model.name" or name in when.values)
-        pairs += [(name, value) for value in (searched.edges() if searched and active else (base.pretrained,))]
-    return list(dict.fromkeys(str(name) for name, pretrained in pairs if pretrained == "default"))
+        cases = space.cases(key) if key in space.domains else []
+        domains = [domain for meets, domain in cases if not by_name or name in meets]
+        values = [value for domain in domains for value in domain.edges()]
+        pairs += [(name, value) for value in values or (base.pretrained,)]
+    return list(dict.fromkeys((str(name), str(pretrained)) for name, pretrained in pairs if pretrained))
 
 
 def _fetch_weights(name: str) -> Item:

@@ -17,7 +17,7 @@ from typing import Any
 
 from cvtune import errors, loops
 from cvtune.errors import ConfigError, CvtuneError, told
-from cvtune.fetch import require_weights
+from cvtune.fetch import model_pairs, require_weights
 from cvtune.objective import AUTO, choose
 from cvtune.recipe import Recipe
 from cvtune.schedulers import PB2, PBT, HyperBand
@@ -101,9 +101,8 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
 
     require_weights(study)  # decoding images may take long
     code = {ref: source_hash(ref) for ref in (*study.user_code, *loops.check(study))}
-    pretrained = [(recipe.model.name, recipe.model.pretrained) for _, recipe in corners(study)]
     weights = {}
-    if any(file for _, file in pretrained):
+    if pretrained := model_pairs(study):
         from cvtune.models.weights import digests  # late: torch
 
         weights = digests(pretrained)

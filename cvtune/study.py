@@ -22,7 +22,7 @@ from cvtune.recipe import FIELDS, Recipe, Value
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
 from cvtune.sections import ARCHIVES, MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
-from cvtune.space import IntUniform, LogUniform, Space, Uniform, space
+from cvtune.space import Choice, LogUniform, Space, Uniform, space
 
 FORMAT = 1  # of study.json; a reader accepts its own and every lower number
 
@@ -102,8 +102,9 @@ class Study(Section):
         refused = refused or self.searcher.refusal(self.space)
         if refused is not None:
             raise ConfigError(refused)
-        sizes = self.space.domains.get("data.image_size")
-        if isinstance(sizes, Uniform | LogUniform | IntUniform) and self.recipe.data.store_size is None:
+        searched = "data.image_size" in self.space.domains
+        sizes = [domain for _, domain in self.space.cases("data.image_size")] if searched else []
+        if self.recipe.data.store_size is None and not all(isinstance(domain, Choice) for domain in sizes):
             raise ConfigError(
                 "space: 'data.image_size' has a range, but images are decoded and kept once for every size. Search a "
                 "Choice of a few sizes, or keep one size for all with data.store_size."
@@ -248,7 +249,7 @@ def for_data(source: str) -> Study:
 
 def _has_masks(path: Path) -> bool:
     """Whether a folder or CSV manifest has masks, which its reader will then find."""
-    if path.suffix != ".csv":
+    if path.suffix.lower() != ".csv":
         return (path / "images").is_dir() and (path / "masks").is_dir()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

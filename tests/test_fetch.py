@@ -24,9 +24,9 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 from torchvision.models import MobileNet_V3_Small_Weights, ResNet18_Weights
 
-from cvtune import Choice, Recipe, Source, Study, When, space
+from cvtune import Choice, PerChoice, Recipe, Source, Study, When, space
 from cvtune.errors import ConfigError, DataError
-from cvtune.fetch import Item, fetch, pretrained_models, require_weights
+from cvtune.fetch import Item, fetch, model_pairs, pretrained_models, require_weights
 
 FASHION = "torchvision:FashionMNIST"
 
@@ -156,6 +156,9 @@ def test_weights_only_where_the_space_allows_them() -> None:
     depends = space(domains, conditions={"model.pretrained": When("model.name", "torchvision:resnet18")})
     assert pretrained_models(Study(space=depends)) == ["torchvision:resnet18"]
     assert pretrained_models(Study(space=space(domains))) == ["small_resnet", "torchvision:resnet18"]
+    cases = {"torchvision:resnet18": Choice(None, "default"), "small_resnet": Choice(None, "mine.pt")}
+    by_case = space({"model.name": domains["model.name"], "model.pretrained": PerChoice("model.name", cases)})
+    assert model_pairs(Study(space=by_case)) == [("small_resnet", "mine.pt"), ("torchvision:resnet18", "default")]
     with pytest.raises(ConfigError, match=r"no weights are published for small_resnet.*depend on model\.name"):
         require_weights(Study(space=space(domains)))
 

@@ -8,7 +8,7 @@ from cvtune.errors import ConfigError
 from cvtune.preflight import corners, prepare
 from cvtune.recipe import Recipe
 from cvtune.sections import Confirm
-from cvtune.space import Choice, IntUniform, space
+from cvtune.space import Choice, IntUniform, PerChoice, space
 from cvtune.study import Study
 
 BASE = Recipe().replace({"data.image_size": 16, "model.width": 4, "max_epochs": 6})
@@ -61,6 +61,9 @@ def test_a_range_of_sizes_is_refused_unless_one_store_serves_them_all(tmp_path: 
     sizes = space({"data.image_size": IntUniform(8, 24)})
     with pytest.raises(ConfigError, match=r"decoded and kept once for every size\. Search a Choice"):
         a_study(space=sizes)
+    by_norm = PerChoice("model.norm", {"batch": IntUniform(8, 24), "group": Choice(8, 16)})
+    with pytest.raises(ConfigError, match="Search a Choice"):
+        a_study(space=space({"model.norm": Choice("batch", "group"), "data.image_size": by_norm}))
     prepare(a_study(space=sizes, recipe=BASE.replace({"data.store_size": 24})), tmp_path)
     assert stores(tmp_path) == 1
 

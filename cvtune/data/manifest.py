@@ -73,7 +73,7 @@ class _Table:
         if not path.is_file():
             raise DataError(f"{path}: no such file. Check the path.")
         try:
-            names, self._read = _csv(path) if path.suffix == ".csv" else _parquet(path)
+            names, self._read = _csv(path) if path.suffix.lower() == ".csv" else _parquet(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path}: not readable as {path.suffix[1:]} ({_first_line(error)}).") from error
         twice = next((name for name in names if names.count(name) > 1), None)

@@ -23,11 +23,11 @@ def read_source(source: Source, cache: Path | None = None, workers: int = 1) -> 
     if source.source.startswith(TORCHVISION):
         return torchvision.read(source)
     path = Path(source.source).expanduser().absolute()
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return npz.read(path, source, workers)
     if archives.claims(path):
         return archives.read(path, source)
-    if path.suffix in MANIFESTS:
+    if path.suffix.lower() in MANIFESTS:
         return manifest.read(path, source, cache, workers)
     if segmentation.looks_like_one(path, source):
         return segmentation.read(path, source, cache, workers)

@@ -32,7 +32,7 @@ def write(root: Path, columns: dict[str, list[Any]], suffix: str = ".csv", name:
         Image.fromarray(mask).save(root / "masks" / f"{i:02d}.png")
     table = pa.table(columns)
     path = root / f"{name}{suffix}"
-    if suffix == ".csv":
+    if suffix.lower() == ".csv":
         pa.csv.write_csv(table, path)
     else:
         pa.parquet.write_table(table, path)
@@ -51,7 +51,7 @@ LABEL = ["cat", "dog", "007"] * 4
 SPLIT = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".CSV"])
 def test_one_label_each(tmp_path: Path, suffix: str) -> None:
     listing = listed(write(tmp_path / "d", {"path": NAMES, "label": LABEL, "split": SPLIT}, suffix))
     assert (listing.task, listing.classes, listing.notices) == ("classify", ("007", "cat", "dog"), ())
