@@ -257,7 +257,12 @@ def _has_masks(path: Path) -> bool:
         return False
 
 
-_SEGMENTED: dict[str, Value] = {"model.name": "small_unet"}
+_SEGMENTED: dict[str, Value] = {
+    "model.name": "small_unet",
+    # Sets with masks have few images and each image thousands of labels: what is scarce is steps, not pixels per step.
+    # Of a few hundred images 64 at a time leave so few steps per epoch that a study's epochs end before it learns.
+    "data.batch_size": 8,
+}
 _DRAWN = {"augment.flip": "none"}  # a mirrored digit, letter or traffic sign is another one
 _UNLIKE_PHOTOS: dict[str, dict[str, Value]] = {  # sources whose images are smaller, or must not be mirrored
     "digits": {**_DRAWN, "data.image_size": 16},
