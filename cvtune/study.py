@@ -22,7 +22,7 @@ from cvtune.recipe import FIELDS, Recipe, Value
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
 from cvtune.searchers import Random, Searcher
 from cvtune.sections import ARCHIVES, MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
-from cvtune.space import IntUniform, LogUniform, Space, Uniform, space
+from cvtune.space import Choice, IntUniform, LogUniform, Space, Uniform, space
 
 FORMAT = 1  # of study.json; a reader accepts its own and every lower number
 
@@ -108,6 +108,12 @@ class Study(Section):
                 "space: 'data.image_size' has a range, but images are decoded and kept once for every size. Search a "
                 "Choice of a few sizes, or keep one size for all with data.store_size."
             )
+        per = self.space.domains.get(self.confirm.per or "")
+        if per is not None and not isinstance(per, Choice):
+            raise ConfigError(
+                f"confirm.per = {self.confirm.per!r}: the best recipe of each value is confirmed, so it must be a "
+                f"Choice, but is searched over a {type(per).__name__}. Search a Choice, or leave it out."
+            )
         for point in [*self.points, *(seen.values for seen in self.prior)]:
             self.space.check_point(point)
         for name in self.candidates:
@@ -126,6 +132,14 @@ class Study(Section):
     def better(self) -> Literal["max", "min"]:
         """The direction of the objective. All that auto may become are better when larger."""
         return "max" if self.objective == AUTO or METRICS[self.objective].goal == "max" else "min"
+
+    @property
+    def most_confirmed(self) -> int:
+        """How many recipes are confirmed at most, both baselines included; 0: there is no confirmation."""
+        if not self.confirm.top and not self.candidates:
+            return 0
+        per = self.space.domains.get(self.confirm.per or "")
+        return self.confirm.top * (len(per.values) if isinstance(per, Choice) else 1) + len(self.candidates) + 2
 
     @property
     def user_code(self) -> tuple[str, ...]:
