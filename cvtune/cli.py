@@ -242,8 +242,7 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
     for notice in prepared.notices:
         print(notice, file=sys.stderr)
     noise = chosen.noise_seeds if chosen.budget.trials else 0
-    again = (chosen.confirm.top + len(chosen.candidates) + 2) * chosen.confirm.seeds
-    again = again if chosen.confirm.top or chosen.candidates else 0
+    again = chosen.most_confirmed * chosen.confirm.seeds
     print(
         f"all checks passed; at most {chosen.budget.trials} trials, {noise} of the default recipe to measure noise, "
         f"and {again} to confirm: {(chosen.budget.trials + noise + again) * chosen.recipe.max_epochs} epochs. "

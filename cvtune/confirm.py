@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,10 +118,11 @@ class Comparison:
 def plan(study: Study, history: History) -> list[Planned]:
     """The confirming trials that are still missing: first seeds first, so that a cut leaves each recipe some.
 
-    Confirmed are the best `confirm.top` distinct recipes of the search (a population's winner as its schedule), every
-    candidate, and as baselines the study's own recipe ("default") and the same with TrialAugment's fixed policy and
-    default regularization ("trivial"). A confirming trial counts for its label however it ended, and a finished noise
-    trial as a seed of the default. Without a top and without candidates nothing is planned.
+    Confirmed are the best `confirm.top` distinct recipes of the search (a population's winner as its schedule; with
+    `confirm.per` as many for each value of that name), every candidate, and as baselines the study's own recipe
+    ("default") and the same with TrialAugment's fixed policy and default regularization ("trivial"). A confirming
+    trial counts for its label however it ended, and a finished noise trial as a seed of the default. Without a top and
+    without candidates nothing is planned.
     """
     missing = []
     for place, (label, recipe) in enumerate(_recipes(study, history).items()):
@@ -163,11 +165,14 @@ def _recipes(study: Study, history: History) -> dict[str, Recipe]:
     if not study.confirm.top and not study.candidates:
         return {}
     found: dict[str, Recipe] = {}
+    taken: Counter[str] = Counter()  # by the value of confirm.per
     for record, _ in history.ranked(study):
-        if len(found) < study.confirm.top and record.role in ("search", "control"):
+        value = repr(record.recipe.flat()[study.confirm.per]) if study.confirm.per else ""
+        if taken[value] < study.confirm.top and record.role in ("search", "control"):
             recipe = as_changes(study, history, record.trial)
             if recipe not in found.values():
                 found[record.trial] = recipe
+                taken[value] += 1
     seed = {"seed": study.recipe.seed}
     found |= {name: recipe.replace(seed) for name, recipe in study.candidates.items() if name not in found}
     plain = study.recipe.model_copy(update={"regularize": Regularize()})

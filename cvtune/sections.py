@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from cvtune.errors import ConfigError
+from cvtune.errors import ConfigError, did_you_mean
 from cvtune.fields import Section, field
+from cvtune.recipe import FIELDS
 
 TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
 MANIFESTS = (".csv", ".parquet")  # end one that is a table with a row per image
@@ -98,7 +99,19 @@ class Resources(Section):
 
 class Confirm(Section):
     top: int = field(2, "Best recipes that are trained again with fresh seeds after the search; 0: none.", ge=0, le=100)
+    per: str | None = field(
+        None,
+        "Name of a searched Choice, such as optim.name: top then counts the best recipes of each of its values, so "
+        "that they are compared at their best. None: the best of all.",
+    )
     seeds: int = field(3, "Fresh seeds for each of them.", ge=2, le=100)
+
+    @field_validator("per")
+    @classmethod
+    def _known_name(cls, value: str | None) -> str | None:
+        if value is not None and value not in FIELDS:
+            raise ConfigError(f"confirm.per = {value!r} is not a value of a recipe. {did_you_mean(value, FIELDS)}")
+        return value
 
 
 class Tracking(Section):

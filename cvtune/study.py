@@ -109,6 +109,12 @@ class Study(Section):
                 "space: 'data.image_size' has a range, but images are decoded and kept once for every size. Search a "
                 "Choice of a few sizes, or keep one size for all with data.store_size."
             )
+        per = self.space.domains.get(self.confirm.per or "")
+        if per is not None and not isinstance(per, Choice):
+            raise ConfigError(
+                f"confirm.per = {self.confirm.per!r}: the best recipe of each value is confirmed, so it must be a "
+                f"Choice, but is searched over a {type(per).__name__}. Search a Choice, or leave it out."
+            )
         for point in [*self.points, *(seen.values for seen in self.prior)]:
             self.space.check_point(point)
         for name in self.candidates:
@@ -127,6 +133,14 @@ class Study(Section):
     def better(self) -> Literal["max", "min"]:
         """The direction of the objective. All that auto may become are better when larger."""
         return "max" if self.objective == AUTO or METRICS[self.objective].goal == "max" else "min"
+
+    @property
+    def most_confirmed(self) -> int:
+        """How many recipes are confirmed at most, both baselines included; 0: there is no confirmation."""
+        if not self.confirm.top and not self.candidates:
+            return 0
+        per = self.space.domains.get(self.confirm.per or "")
+        return self.confirm.top * (len(per.values) if isinstance(per, Choice) else 1) + len(self.candidates) + 2
 
     @property
     def user_code(self) -> tuple[str, ...]:
@@ -258,7 +272,12 @@ def _has_masks(path: Path) -> bool:
         return False
 
 
-_SEGMENTED: dict[str, Value] = {"model.name": "small_unet"}
+_SEGMENTED: dict[str, Value] = {
+    "model.name": "small_unet",
+    # Sets with masks have few images and each image thousands of labels: what is scarce is steps, not pixels per step.
+    # Of a few hundred images 64 at a time leave so few steps per epoch that a study's epochs end before it learns.
+    "data.batch_size": 8,
+}
 _DRAWN = {"augment.flip": "none"}  # a mirrored digit, letter or traffic sign is another one
 _UNLIKE_PHOTOS: dict[str, dict[str, Value]] = {  # sources whose images are smaller, or must not be mirrored
     "digits": {**_DRAWN, "data.image_size": 16},

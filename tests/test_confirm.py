@@ -17,7 +17,7 @@ from cvtune.history import History
 from cvtune.metrics import classification
 from cvtune.recipe import Recipe, Regularize
 from cvtune.sections import Confirm
-from cvtune.space import LogUniform, Uniform, space
+from cvtune.space import Choice, LogUniform, Uniform, space
 from cvtune.study import Study
 
 SPACE = space({"augment.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1e-1)})
@@ -76,6 +76,25 @@ def test_plan_takes_the_best_distinct_recipes_and_the_baselines() -> None:
     assert recipes["00004"] == STUDY.recipe.replace({"augment.strength": 0.9})
     assert recipes["trivial"] == STUDY.recipe.replace({"augment.policy": "trivial"})
     assert planned == plan(STUDY, record.history)
+
+
+def test_the_best_recipe_of_each_value_of_a_choice_is_confirmed() -> None:
+    domains = {"optim.name": Choice("sgd", "adam"), "optim.lr": LogUniform(1e-4, 1e-1)}
+    study = STUDY.model_copy(update={"space": space(domains), "confirm": Confirm(top=1, per="optim.name", seeds=2)})
+    record = Record(study)
+    record.add("search", [0.9], optim__name="sgd", optim__lr=1e-2)  # 00000
+    record.add("search", [0.8], optim__name="sgd", optim__lr=2e-2)
+    record.add("search", [0.2], optim__name="adam", optim__lr=1e-2)
+    record.add("control", [0.3], optim__name="adam", optim__lr=1e-3)  # 00003, the worst but one of all
+    assert list(counted(study, record)) == ["00000", "00003", "default", "trivial"]
+    assert study.most_confirmed == 4
+    assert study.set({"optim.name": "adam"}).most_confirmed == 3  # no longer searched: one value, one recipe
+
+
+@pytest.mark.parametrize(("per", "said"), [("optim.nam", r"optim\.name"), ("optim.lr", "Choice.*LogUniform")])
+def test_what_is_no_choice_has_no_best_of_each_value(per: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"confirm\.per = '{per}'.*{said}"):
+        STUDY.set({"confirm.per": per})
 
 
 def test_what_was_tried_is_not_planned_again_however_it_ended() -> None:

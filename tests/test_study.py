@@ -165,6 +165,7 @@ def test_images_with_masks_get_a_model_that_segments(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('\ufeffpath,"mask",split\n')
     (tmp_path / "b.csv").write_text("path,label\nmask,mask\n")
     (tmp_path / "c.csv").write_bytes(b"\xff\xfe")
-    models = {name: load(str(tmp_path / name)).recipe.model.name for name in ("d", "e", "a.csv", "b.csv", "c.csv")}
-    assert {name for name, model in models.items() if model == "small_unet"} == {"d", "a.csv"}
+    recipes = {name: load(str(tmp_path / name)).recipe for name in ("d", "e", "a.csv", "b.csv", "c.csv")}
+    assert {name for name, recipe in recipes.items() if recipe.model.name == "small_unet"} == {"d", "a.csv"}
+    assert {name for name, recipe in recipes.items() if recipe.data.batch_size == 8} == {"d", "a.csv"}
     assert load(str(tmp_path / "d")).recipe.augment.flip == "horizontal"

@@ -10,18 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchmetrics.functional as tm
+from PIL import Image
 from torch import nn
 from torchmetrics.functional.segmentation import dice_score
 
 from cvtune import actor, checkpoint, metrics, results
 from cvtune.bootstrap import MASK_METRICS, TAG_METRICS
 from cvtune.confirm import compare, made_and_truth
-from cvtune.data import Dataset, Part
+from cvtune.data import Dataset, Part, open_dataset
 from cvtune.data.listing import IGNORE
 from cvtune.epoch import METRICS, OBJECTIVES
 from cvtune.errors import ConfigError
@@ -30,7 +32,7 @@ from cvtune.history import History, TrialRecord
 from cvtune.loss import build_loss, build_mask_loss, build_tag_loss, class_weights
 from cvtune.recipe import Recipe
 from cvtune.regularize import resolve
-from cvtune.study import Study
+from cvtune.study import Study, for_data
 from cvtune.tasks import RULES, check_objective
 from cvtune.train import Run, one_pass, train
 
@@ -500,3 +502,21 @@ def test_wandb_gets_each_class_by_its_number_and_nothing_for_what_a_task_lacks()
 
     assert list(single("val_iou", [0.5, None, 0.25])) == [("val_iou/0", 0.5), ("val_iou/2", 0.25)]
     assert list(single("val_map", None)) == [] and list(single("val_loss", 0.5)) == [("val_loss", 0.5)]
+
+
+def test_the_built_in_study_of_a_folder_with_masks_learns_in_few_epochs(tmp_path: Path) -> None:
+    """0.88 measured; with the batches of 64 images that suit classification 0.53 (background everywhere: 0.45)."""
+    rng, side = np.random.default_rng(0), 32
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for name in range(100):
+        mask = np.zeros((side, side), np.uint8)
+        for x, y in rng.integers(4, side - 4, (2, 2)):
+            cv2.circle(mask, (int(x), int(y)), 4, 1, -1)
+        image = np.clip(rng.normal(100, 40, (side, side, 3)) + 60 * mask[..., None], 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    study = for_data(str(tmp_path)).set({"data.image_size": side, "model.width": 8, "max_epochs": 5})
+    data = open_dataset(study.data, study.recipe.data, tmp_path / "cache", None, 1)
+    *_, last = train(Run(study.recipe, data))
+    assert last.val_mean_iou is not None and last.val_mean_iou > 0.75

@@ -120,6 +120,29 @@ def test_imbalanced_images_settle_what_the_whole_study_compares_by(tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
+def test_segmentation_runs_without_any_download(tmp_path: Path) -> None:
+    small = ("budget.trials=2", "max_epochs=1", "scheduler.name=fifo", "data.image_size=48", "data.train_fraction=0.3")
+    study_folder = run("segmentation", tmp_path, *small, "confirm.seeds=2")
+    check_tables(study_folder, trials=2)
+    epochs = pq.read_table(study_folder / "tables" / "epochs.parquet").to_pylist()
+    assert all(len(row["val_iou"]) == 3 for row in epochs), "background, disc and square"
+    compared = json.loads((study_folder / "best" / "comparison.json").read_text())
+    assert compared["metric"] == "mean_iou"
+
+
+@pytest.mark.slow
+def test_both_optimizers_are_confirmed_at_their_best(tmp_path: Path) -> None:
+    small = ("budget.trials=4", "max_epochs=1", "data.train_fraction=0.3", "confirm.seeds=2")
+    study_folder = run("segmentation_optimizers", tmp_path, *small)
+    check_tables(study_folder, trials=4)
+    trials = pq.read_table(study_folder / "tables" / "trials.parquet").to_pylist()
+    optimizers = {trial["trial"]: trial["optim.name"] for trial in trials if trial["role"] == "search"}
+    compared = json.loads((study_folder / "best" / "comparison.json").read_text())
+    labels = {recipe["label"] for recipe in compared["recipes"]} - {"default", "trivial"}
+    assert sorted(optimizers[label] for label in labels) == ["adam", "sgd"]
+
+
 def test_transfer_says_what_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CVTUNE_PRETRAINED", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"no study .*nowhere.*workflows/pretrain\.py.*CVTUNE_PRETRAINED"):

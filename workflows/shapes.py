@@ -1,4 +1,4 @@
-"""The data source of `segmentation_optimizers.py`: discs and squares on noise, and a mask for each image."""
+"""The data of `segmentation.py` and `segmentation_optimizers.py`: discs and squares on noise, and their masks."""
 
 from typing import Any
 
@@ -11,14 +11,17 @@ IMAGES = {"train": 160, "val": 60, "test": 100}
 UNSURE = 255  # mask value that is ignored: a rim of two pixels, where anybody's outline would differ
 
 
-def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """An image uint8 (48, 48, 3) and its mask uint8 (48, 48): two to five shapes, the later ones in front."""
-    image = rng.normal(110, 30, (SIDE, SIDE, 3))
-    mask = np.zeros((SIDE, SIDE), np.uint8)
-    for _ in range(rng.integers(2, 6)):
+def scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image uint8 (side, side, 3) and its mask uint8 (side, side).
+
+    Two to five shapes for each square of 48 px, the later ones in front.
+    """
+    image = rng.normal(110, 30, (side, side, 3))
+    mask = np.zeros((side, side), np.uint8)
+    for _ in range(rng.integers(2, 6) * side**2 // SIDE**2):
         label, reach = int(rng.integers(1, 3)), int(rng.integers(4, 9))
-        x, y = (int(v) for v in rng.integers(0, SIDE, 2))
-        here = np.zeros((SIDE, SIDE), np.uint8)
+        x, y = (int(v) for v in rng.integers(0, side, 2))
+        here = np.zeros((side, side), np.uint8)
         if label == 1:
             cv2.circle(here, (x, y), reach, 1, -1)
         else:
@@ -32,10 +35,19 @@ def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def images() -> dict[str, Any]:
-    """Images and masks of each part, by a fixed seed."""
+    """Images of 48 px and masks of each part, by a fixed seed."""
+    return _parts(SIDE)
+
+
+def large() -> dict[str, Any]:
+    """The same with images of 128 px, which show as many shapes as seven of the small ones."""
+    return _parts(128)
+
+
+def _parts(side: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     parts: dict[str, Any] = {"classes": CLASSES}
     for part, count in IMAGES.items():
-        scenes = [scene(rng) for _ in range(count)]
+        scenes = [scene(rng, side) for _ in range(count)]
         parts[part] = (np.stack([image for image, _ in scenes]), np.stack([mask for _, mask in scenes]))
     return parts

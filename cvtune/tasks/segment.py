@@ -56,7 +56,8 @@ class Segment:
     def hits(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Labelled pixels told right, and how many there are."""
         labelled = targets != IGNORE
-        return ((logits.argmax(1) == targets) & labelled).sum(), labelled.sum()
+        guess = logits.max(1).indices  # see `metrics.count_pixels`
+        return ((guess == targets) & labelled).sum(), labelled.sum()
 
     def build_loss(self, recipe: Recipe, counts: Tensor | None) -> Loss:
         """See `loss.build_mask_loss`."""
