@@ -10,9 +10,9 @@ which `cvtune status segmentation_optimizers` and the table `trials` tell the op
 
 Time: ten minutes on two cores that had several times as much other work (measured: 592 s, 36 trials and 360 epochs).
 Expect: undecided. Measured over five seeds on 100 test images: a mean IoU of 0.469 for Adam at its best rate (0.013)
-and 0.456 for SGD (0.13, momentum 0.85), the difference within -0.12 and 0.15 with 95 % confidence. At these rates, each the
-best of eight, one seed in five of either fails (0.30). Time and numbers are of a run whose default recipe was AdamW at
-2e-3; with the present one, untuned SGD, it has not been run as a whole.
+and 0.456 for SGD (0.13, momentum 0.85), the difference within -0.12 and 0.15 with 95 % confidence. At these rates,
+each the best of eight, one seed in five of either fails (0.30). Time and numbers are of a run whose default recipe
+was AdamW at 2e-3; with the present one, untuned SGD, it has not been run as a whole.
 """
 
 from cvtune import FIFO, Budget, Confirm, Recipe, Sobol, Source, Study
