@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from cvtune import history as histories
 from cvtune import study
+from cvtune.analysis.tables import Columns, Tables
+from cvtune.controls import would_have_stopped
 from cvtune.durable import aside_name, read_json, sync_folder
 from cvtune.epoch import METRICS
 from cvtune.errors import ConfigError
@@ -133,6 +135,44 @@ def write_tables(folder: Path, history: History | None = None) -> dict[str, int]
     return {
         name: _write(folder / "tables" / f"{name}.parquet", columns, data) for name, (columns, data) in rows.items()
     }
+
+
+def read_tables(folder: Path) -> Tables:
+    """The tables of a study folder as `cvtune.analysis` takes them, as they were last written.
+
+    Raises:
+        ConfigError: they were never written.
+    """
+    files = {path.stem: path for path in sorted((folder / "tables").glob("*.parquet"))}
+    if missing := {"trials", "epochs"} - files.keys():
+        raise ConfigError(
+            f"{str(folder / 'tables')!r} lacks {', '.join(f'{name}.parquet' for name in sorted(missing))}. They are "
+            "written at the end of a run, and by `cvtune export`."
+        )
+    settings = study.read(folder / "study.json")
+    history = histories.load(folder) if (folder / "journal").is_dir() else None
+    return Tables(
+        settings,
+        **{name: _columns(files[name]) for name in ("trials", "epochs", "decisions", "predictions") if name in files},
+        provenance=(read_json(folder / "study.json") or {}).get("provenance", {}),
+        comparison=read_json(folder / "best" / "comparison.json"),
+        controls=would_have_stopped(settings, history) if history is not None else None,
+    )
+
+
+def _columns(path: Path) -> Columns:
+    table = pq.read_table(path)
+    return {name: _column(table[name]) for name in table.column_names}
+
+
+def _column(values: pa.ChunkedArray) -> np.ndarray:
+    """Numbers as float64, null as NaN; what is no number (and a column without any) as objects."""
+    kind = values.type
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        return np.asarray(values.cast(pa.float64()).to_numpy())
+    made = np.empty(len(values), object)
+    made[:] = values.to_pylist()
+    return made
 
 
 def export(folder: Path, target: str) -> list[str]:

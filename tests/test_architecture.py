@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("history", "train", "evaluation", "own_loop", "lightning"),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
-    ("explained", "population", "pb2", "ray_schedulers", "board"),
+    ("explained", "population", "pb2", "ray_schedulers", "board", "analysis"),
     ("results", "fetch", "preflight", "report"),
     ("track",),
     ("screen", "sweep", "ledger", "study_folder"),
