@@ -159,7 +159,7 @@ def preview(
 
     values = dict(study.parse_assignment(text) for text in settings or [])
     chosen = study.load(data).set(values)
-    sheet = draw_preview(chosen, images, columns, seed, cache)
+    sheet = draw_preview(chosen, images, [round(k / (columns - 1), 3) for k in range(columns)], seed, cache)
     try:
         sheet.save(output)
     except (OSError, ValueError) as error:

@@ -106,8 +106,8 @@ def _check(images: int, labels: int, strengths: Sequence[float]) -> None:
         raise ConfigError(f"strength = {wrong[0]} lies outside [0, 1]: 0 is the identity, 1 the strongest. Correct it.")
 
 
-def draw_preview(study: Study, rows: int, columns: int, seed: int, cache: Path | None) -> Image.Image:
-    """The contact sheet of a study's own training images: `rows` of them spread over the classes, strengths 0 to 1.
+def draw_preview(study: Study, rows: int, strengths: Sequence[float], seed: int, cache: Path | None) -> Image.Image:
+    """The contact sheet of a study's own training images: `rows` of them spread over the classes.
 
     Raises:
         DataError, ConfigError: the images cannot be read, or the policy cannot be built.
@@ -121,7 +121,7 @@ def draw_preview(study: Study, rows: int, columns: int, seed: int, cache: Path |
         study.recipe.augment,
         settings.image_size,
         settings.fit,
-        [round(s, 3) for s in np.linspace(0, 1, columns).tolist()],
+        strengths,
         seed,
         None if data.train.masks is None else [np.asarray(data.train.masks[int(i)]) for i in chosen],
     )
