@@ -47,6 +47,9 @@ class Resume(StrEnum):
     never = "never"
 
 
+LOOKED_INTO = (".npz", ".parquet", ".zip", ".tar")  # targets whose names do not say whether they hold masks
+
+
 @app.command()
 def run(
     target: Annotated[
@@ -78,7 +81,7 @@ def run(
     ] = False,
 ) -> None:
     """Search: train trials of a workflow, a study, or the built-in study on a folder of images."""
-    chosen = study.load(target)
+    chosen = load(target)
     values = dict(study.parse_assignment(text) for text in settings or [])
     chosen = chosen.set({**values, **({"name": name} if name else {})})
     roots = code_roots(target)
@@ -126,7 +129,7 @@ def fetch(
     from cvtune.fetch import fetch as bring
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(exit_code(number)))  # half a download is removed
-    chosen = study.load(target).set(dict(study.parse_assignment(text) for text in settings or []))
+    chosen = load(target).set(dict(study.parse_assignment(text) for text in settings or []))
     notes: dict[str, str] = {}
     for item in bring(chosen):
         print(item, flush=True)
@@ -158,7 +161,7 @@ def preview(
     from cvtune.report.sheet import draw_preview
 
     values = dict(study.parse_assignment(text) for text in settings or [])
-    chosen = study.load(data).set(values)
+    chosen = load(data).set(values)
     sheet = draw_preview(chosen, images, [round(k / (columns - 1), 3) for k in range(columns)], seed, cache)
     try:
         sheet.save(output)
@@ -188,7 +191,7 @@ def doctor(
     """Check the cluster that RAY_ADDRESS names, or this machine: one line per check, exit code 4 if one is red."""
     if target is None and settings:
         raise ConfigError("--set changes a study, but no TARGET was given. Name one: `cvtune doctor digits --set ...`.")
-    chosen = study.load(target).set(dict(map(study.parse_assignment, settings or []))) if target else None
+    chosen = load(target).set(dict(map(study.parse_assignment, settings or []))) if target else None
     from cvtune.doctor import examine
 
     console, red = screen_console(), []
@@ -204,6 +207,17 @@ def check_line(check: Check) -> Text:
     color = {"ok": "green", "red": "bold red"}.get(check.state, "yellow")
     remedy = f". {check.remedy}." if check.remedy and check.state != "ok" else ""
     return Text.assemble((f"{check.state:<8}", color), f"{check.name:<18}{check.found.rstrip('.')}{remedy}")
+
+
+def load(target: str) -> study.Study:
+    """The study that a target names; for images with masks, also those in archives, one that segments."""
+
+    def shows_masks(source: str) -> bool:
+        from cvtune.data.sources import shows_masks as look
+
+        return (Path(source).is_dir() or source.lower().endswith(LOOKED_INTO)) and look(source)
+
+    return study.load(target, shows_masks)
 
 
 def code_roots(target: str) -> tuple[str, ...]:

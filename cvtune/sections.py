@@ -24,6 +24,11 @@ class Source(Section):
         "'torchvision:NAME' (a published set that `cvtune fetch` brings), or 'python:module:function'.",
     )
     masks: str = field("masks", "Name of the folder beside images/ that holds the masks, where the source has any.")
+    mask_values: tuple[int, ...] | None = field(
+        None,
+        "Values of the masks in the order of their classes, such as [1, 2, 3], or [0, 255]; what is left out is no "
+        "class. None: 0, 1, .. and 255 for none, or 0 and 255 where no mask holds anything else.",
+    )
     classes: dict[str, str | None] = field(
         {},
         "Classes that are renamed, merged (the same new name) or ignored (null): {name in the data: new name}. Names "
@@ -45,6 +50,18 @@ class Source(Section):
         if value in ("", ".", "..") or "/" in value or "\\" in value:
             raise ConfigError(f"data.masks = {value!r} must be the name of a folder beside images/, not a path.")
         return value
+
+    @field_validator("mask_values")
+    @classmethod
+    def _different_bytes(cls, values: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if values is not None and (
+            not 2 <= len(values) <= 255 or len(set(values)) < len(values) or not all(0 <= v <= 255 for v in values)
+        ):
+            raise ConfigError(
+                f"data.mask_values = {list(values)} must be two or more different values of 0..255: the first is that "
+                "of the first class. Values of one class are brought together by data.classes."
+            )
+        return values
 
 
 class Budget(Section):

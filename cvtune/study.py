@@ -7,7 +7,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -180,7 +180,7 @@ class Study(Section):
         valid = {
             **FIELDS,
             **SETTINGS,
-            "data.classes": None,  # no single value
+            **dict.fromkeys(("data.classes", "data.mask_values")),  # no single value
             **describe(_kind(Scheduler, values.get("scheduler.name"), self.scheduler), "scheduler."),
             **describe(_kind(Searcher, values.get("searcher.name"), self.searcher), "searcher."),
         }
@@ -247,17 +247,18 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name.strip(), {"None": None, "True": True, "False": False}.get(value, value)
 
 
-def for_data(source: str) -> Study:
+def for_data(source: str, shows_masks: Callable[[str], bool] = lambda source: False) -> Study:
     """The built-in study for a folder (or other source) of labelled images: both strengths and the learning rate.
 
-    Images with masks get a model that segments. Of a Parquet manifest the columns are not known here: set `model.name`.
+    Images with masks get a model that segments. Without `shows_masks` (see `cvtune.data.sources`) only folders and CSV
+    manifests are looked at.
     """
     path = Path(source)
     plain = path.resolve().stem if path.exists() else source.removeprefix(TORCHVISION)
     if not path.exists() and source.lower().endswith(ARCHIVES):  # a pattern: the folder's name says more
         plain = path.resolve().parent.name
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "study"
-    recipe = Recipe().replace(_SEGMENTED if _has_masks(path) else _UNLIKE_PHOTOS.get(source, {}))
+    recipe = Recipe().replace(_SEGMENTED if _has_masks(path) or shows_masks(source) else _UNLIKE_PHOTOS.get(source, {}))
     return Study(name=stem, data=Source(source=source), recipe=recipe, space=SWEET_SPOT)
 
 
@@ -302,8 +303,8 @@ SWEET_SPOT = space(
 )
 
 
-def load(target: str) -> Study:
-    """The study that a command-line target names: WORKFLOW.py, STUDY.json, or images (see `Source.source`).
+def load(target: str, shows_masks: Callable[[str], bool] = lambda source: False) -> Study:
+    """The study that a command-line target names: WORKFLOW.py, STUDY.json, or images (see `for_data`).
 
     Raises:
         ConfigError: the file is missing, is no study, or the workflow fails while it builds its study.
@@ -314,7 +315,7 @@ def load(target: str) -> Study:
     if path.suffix == ".json":
         return read(path)
     if target == "digits" or target.startswith(TORCHVISION) or path.is_dir() or _is_images(target.lower()):
-        return for_data(target)
+        return for_data(target, shows_masks)
     raise ConfigError(
         f"{target!r} is neither a workflow (.py), a study (.json), a folder, manifest or archive of images nor "
         "torchvision:NAME. Check the path; `cvtune run workflows/quickstart.py` and `cvtune run digits` always work."

@@ -13,12 +13,13 @@ import numpy as np
 
 from cvtune.data.assemble import make_listing
 from cvtune.data.folder import PART_FOLDERS
-from cvtune.data.inside import by_folder
-from cvtune.data.listing import PARTS, Labelled, Labels, Listing
+from cvtune.data.inside import by_folder, by_pair, has_sides
+from cvtune.data.listing import PARTS, Labelled, Labels, Listing, Task
+from cvtune.data.masks import listed_names, segmented
 from cvtune.data.members import Found, list_members
 from cvtune.data.packed import forget_open_archives
-from cvtune.data.parquet import by_row, holds_images
-from cvtune.data.webdataset import CLASS_NAMES, by_key
+from cvtune.data.parquet import by_row, holds_images, stores_masks
+from cvtune.data.webdataset import CLASS_NAMES, by_key, masks_of
 from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import ARCHIVES, Source
 
@@ -37,8 +38,8 @@ def claims(path: Path) -> bool:
     return name.endswith((*ARCHIVES, *_COMPRESSED)) or (path.is_dir() and bool(_in_folder(path)))
 
 
-def read(path: Path, source: Source) -> Listing:
-    """Lists the images in archives: their headers and labels are read, no image is.
+def read(path: Path, source: Source, cache: Path | None = None, workers: int = 1) -> Listing:
+    """Lists the images in archives: their headers and labels are read, no image is; of masks see `segmented`.
 
     Several archives are parts by the beginning of their names, or by their folders: `train.zip` and `val.zip`,
     `train-00000.tar`, `test/0.parquet`. One archive holds all, and may tell parts by folders inside or by a column
@@ -59,21 +60,38 @@ def read(path: Path, source: Source) -> Listing:
     forget_open_archives()
     root = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
     by_part, notices = _by_part(root, files)
-    found = {part: _found(source.source, some, bool(part)) for part, some in by_part.items()}
-    classes, labels = _classes(root, found)
+    found = {part: _found(source, some, bool(part)) for part, some in by_part.items()}
+    classes, found = _agreed(root, found)
     parts: dict[str, Labelled] = {}
     for part, each in found.items():
         notices += each.notices
         for name, rows in _rows(each, part):
-            parts[name] = Labelled(each.items.take(rows), labels[part][rows])
+            parts[name] = Labelled(each.items, each.labels, each.tags, each.masks).take(rows)
     ignored = [name for each in found.values() for name in each.ignored]
     if ignored:
         notices.append(f"{len(ignored)} files without an image's extension were ignored, for example {ignored[0]}.")
+    first = next(iter(found.values()))
     if len(files) == 1:  # names are then those of the unpacked folder
-        root = files[0] / found[next(iter(found))].inside
-    return make_listing(
-        source, classes, parts, whole=set(parts) == {"train"} and not any(by_part), root=root, notices=notices
-    )
+        root = files[0] / first.inside
+    if first.masks is not None:
+        return segmented(source, classes, parts, root=root, notices=notices, cache=cache, workers=workers)
+    task: Task = "classify" if first.tags is None else "multilabel"
+    whole = set(parts) == {"train"} and not any(by_part)
+    return make_listing(source, classes or (), parts, whole=whole, root=root, notices=notices, task=task)
+
+
+def has_masks(path: Path, source: Source) -> bool:
+    """Whether the first archive holds masks, by the names in it or its columns.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    first = (_in_folder(path) if path.is_dir() else _expanded(path))[0]
+    if first.suffix.lower() == ".parquet":
+        return stores_masks(first)
+    members = list_members(first)
+    beside = first.suffix.lower() == ".tar" and bool(masks_of(members))
+    return beside or has_sides(members.names, source.masks)
 
 
 def _in_folder(root: Path) -> list[Path]:
@@ -146,35 +164,68 @@ def _by_part(root: Path, files: Sequence[Path]) -> tuple[dict[str, list[Path]], 
     return parts, [notice] if beside else []
 
 
-def _found(where: str, files: Sequence[Path], is_part: bool) -> Found:
-    suffix = files[0].suffix.lower()
+def _found(source: Source, files: Sequence[Path], is_part: bool) -> Found:
+    where, suffix = source.source, files[0].suffix.lower()
     if suffix == ".parquet":
         return by_row(where, files)
     members = [list_members(file) for file in files]
     found = by_key(where, members) if suffix == ".tar" else None
+    found = found or by_pair(where, members, source, is_part=is_part)
     return found or by_folder(where, members, is_part=is_part)
 
 
-def _classes(root: Path, found: Mapping[str, Found]) -> tuple[Sequence[str], dict[str, Labels]]:
-    """The classes of all parts, and the labels of each as positions in them."""
+def _agreed(root: Path, found: Mapping[str, Found]) -> tuple[Sequence[str] | None, dict[str, Found]]:
+    """The classes of all parts, and each part with its labels or tags in their order. Without names masks have None."""
+    said = {
+        part: "masks" if each.masks is not None else "one class" if each.tags is None else "several"
+        for part, each in found.items()
+    }
+    if len(set(said.values())) > 1:
+        raise DataError(
+            f"{root}: images have {' and '.join(f'{what} in {part}' for part, what in said.items())}. "
+            "Give all parts the same."
+        )
     named = {each.classes for each in found.values()}
-    labels = {part: each.labels for part, each in found.items()}
     if named == {None}:
-        largest = max(int(each.max(initial=-1)) for each in labels.values())
-        if largest >= (total := sum(map(len, labels.values()))):
-            raise DataError(
-                f"{root}: the largest label is {largest}, but there are {total} images. Labels are whole numbers "
-                "0..K-1, and each class needs images: renumber them, or give names."
-            )
-        return _class_names(root, largest), labels
+        return _by_number(root, found)
     if len(named) == 1:
-        return next(iter(found.values())).classes or (), labels
+        return named.pop(), dict(found)
     if None in named:
         raise DataError(f"{root}: classes have names in one part and only numbers in another. Give all of them names.")
+    if "masks" in said.values():
+        raise DataError(f"{root}: its parts do not agree on the names of the classes. Give all the same classes.txt.")
     classes = sorted({name for names in named for name in names or ()})
+    return classes, {part: _in_order(each, classes) for part, each in found.items()}
+
+
+def _in_order(found: Found, classes: Sequence[str]) -> Found:
+    places = np.array([classes.index(name) for name in found.classes or ()], np.int64)
+    if found.tags is None:
+        return found._replace(labels=places[found.labels])
+    tags = np.zeros((len(found.tags), len(classes)), np.float32)
+    tags[:, places] = found.tags
+    return found._replace(tags=tags)
+
+
+def _by_number(root: Path, found: Mapping[str, Found]) -> tuple[Sequence[str] | None, dict[str, Found]]:
+    """What `_agreed` gives where classes are numbers: their names are in a file beside the archives, if anywhere."""
+    parts = dict(found)
+    if any(each.masks is not None for each in found.values()):
+        return listed_names(root / CLASS_NAMES[0]), parts
+    several = [each.tags.shape[1] for each in found.values() if each.tags is not None]
+    largest = max(several) - 1 if several else max(int(each.labels.max(initial=-1)) for each in found.values())
+    if not several and largest >= (total := sum(len(each.labels) for each in found.values())):
+        raise DataError(
+            f"{root}: the largest label is {largest}, but there are {total} images. Labels are whole numbers "
+            "0..K-1, and each class needs images: renumber them, or give names."
+        )
+    classes = _class_names(root, largest)
     for part, each in found.items():
-        labels[part] = np.array([classes.index(name) for name in each.classes or ()], np.int64)[each.labels]
-    return classes, labels
+        if each.tags is not None:
+            wider = np.zeros((len(each.tags), len(classes)), np.float32)
+            wider[:, : each.tags.shape[1]] = each.tags
+            parts[part] = each._replace(tags=wider)
+    return classes, parts
 
 
 def _class_names(root: Path, largest: int) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,15 @@ def check_tags(where: str, tags: Any) -> Tags:
             "NaN (unknown)."
         )
     return array
+
+
+def tags_of(labels: Sequence[Iterable[Any]], classes: Sequence[Any]) -> Tags:
+    """Float32 (N, K), 1 where the labels of an image hold a class."""
+    position = {name: i for i, name in enumerate(classes)}
+    tags = np.zeros((len(labels), len(classes)), np.float32)
+    for row, found in enumerate(labels):
+        tags[row, [position[name] for name in found]] = 1
+    return tags
 
 
 def check_masks(where: str, masks: Any) -> Sequence[Item]:

@@ -43,7 +43,7 @@ def make_listing(
             "classify": "classifying needs two or more. Add a folder (or label) for each class.",
             "multilabel": "there is nothing to learn. Name the classes in the labels.",
             "segment": "segmenting needs two or more. A pixel's value in a mask is its class, counted from 0, and "
-            "255 is none: write 0 and 1, not 0 and 255.",
+            "255 is none (or, where all masks hold 0 and 255 only, the second class): see data.mask_values.",
         }[task]
         raise DataError(f"{where}: has {named}, but {wanted}")
     parts = {part: parts.get(part, _none_of(parts["train"])) for part in PARTS if part != "val" or part in parts}

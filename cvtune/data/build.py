@@ -101,8 +101,11 @@ def check_corrupt(corrupt: tuple[str, ...], total: int, max_corrupt: float) -> N
 
 
 def _check_classes(listing: Listing, parts: dict[str, Labelled]) -> None:
+    """Raises DataError if a class has lost all its images. Where images show several, a label names one only."""
+    if listing.task != "classify":
+        return
     for part in ("train", "val"):
-        before = without_images(listing.classes, listing.parts[part].labels)  # a label is the rarest class shown
+        before = without_images(listing.classes, listing.parts[part].labels)
         for name in without_images(listing.classes, parts[part].labels):
             if name not in before:
                 raise DataError(

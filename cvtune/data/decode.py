@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cvtune.data.listing import IGNORE, Item, Pixels
+from cvtune.data.listing import IGNORE, UNKNOWN, Item, Pixels
 from cvtune.data.packed import Packed
 from cvtune.errors import DataError
 
@@ -55,25 +55,31 @@ def load_pair(
 
 
 def load_mask(item: Item, lookup: tuple[int, ...]) -> Pixels:
-    """A mask as classes, uint8 (H, W): value v of the file is `lookup[v]`, and IGNORE stays.
+    """A mask as classes, uint8 (H, W): value v of the file is `lookup[v]`, and IGNORE stays if it has no place there.
 
     Raises:
-        DataError: it cannot be decoded, or has values beyond the lookup.
+        DataError: it cannot be decoded, or has values that stand for nothing.
     """
     values = mask_values(item)
-    outside = (values >= len(lookup)) & (values != IGNORE)
-    if outside.any():
-        wrong = np.unique(values[outside])
+    meant = np.full(256, UNKNOWN, np.int16)
+    meant[IGNORE] = IGNORE
+    meant[: len(lookup)] = lookup
+    known = meant >= 0
+    if not known.all() and not known[values].all():
+        wrong = np.unique(values[~known[values]])
         more = f" and {len(wrong) - 3} more values" if len(wrong) > 3 else ""
         raise DataError(
-            f"{_named(item)}: cannot be used as a mask (value {', '.join(map(str, wrong[:3]))}{more}; the classes are "
-            f"0..{len(lookup) - 1}, and {IGNORE} is none).{REMEDY}"
+            f"{_named(item)}: cannot be used as a mask (value {', '.join(map(str, wrong[:3]))}{more}; "
+            f"{_valid(lookup)}).{REMEDY}"
         )
-    if lookup == tuple(range(len(lookup))):
-        return values
-    table = np.full(256, IGNORE, np.uint8)
-    table[: len(lookup)] = lookup
-    return table[values]
+    return values if lookup == tuple(range(len(lookup))) else meant.astype(np.uint8)[values]
+
+
+def _valid(lookup: tuple[int, ...]) -> str:
+    if UNKNOWN not in lookup:
+        return f"the classes are 0..{len(lookup) - 1}, and {IGNORE} is none"
+    values = [str(value) for value, meant in enumerate(lookup) if meant != UNKNOWN]
+    return f"the classes are {', '.join(values)}" + (f", and {IGNORE} is none" if len(lookup) <= IGNORE else "")
 
 
 def mask_values(item: Item) -> Pixels:

@@ -1,4 +1,4 @@
-"""Classes by folders inside archives: `<class>/<file>` or `train/<class>/<file>`, as `folder` finds them on a disk."""
+"""Folders inside archives, read as on a disk: `<class>/*`, `train/<class>/*`, or `images/` and `masks/`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cvtune.data.folder import PART_FOLDERS, is_image
+from cvtune.data.folder import EXTENSIONS, PART_FOLDERS, is_image
 from cvtune.data.listing import PARTS, Labels
+from cvtune.data.masks import class_names
 from cvtune.data.members import Found, Members, items_of
+from cvtune.data.packed import Packed
+from cvtune.data.segmentation import CLASSES, IMAGES, LISTS, MASK_EXTENSIONS, below, pair
 from cvtune.errors import DataError
+from cvtune.sections import Source
 
 
 def by_folder(where: str, members: Sequence[Members], *, is_part: bool) -> Found:
@@ -42,6 +46,54 @@ def by_folder(where: str, members: Sequence[Members], *, is_part: bool) -> Found
         inside=inside.rstrip("/"),
         notices=_beside(part_of, beside),
     )
+
+
+def by_pair(where: str, members: Sequence[Members], source: Source, *, is_part: bool) -> Found | None:
+    """The images and masks of zips or tars that have folders for both, see `segmentation.pair`; None if they have not.
+
+    Raises:
+        DataError: as `segmentation.pair`, or a list of names cannot be read.
+    """
+    which = [(a, i) for a, each in enumerate(members) for i in range(len(each.names))]
+    names = [members[a].names[i] for a, i in which]
+    if not has_sides(names, source.masks, is_part=is_part):
+        return None
+    inside = _around_pairs(names, is_part)
+    paths = [name[len(inside) :] if name.startswith(inside) else "" for name in names]
+    places = np.array(which, np.int64).reshape(-1, 2)
+    texts = {path: i for i, path in enumerate(paths) if path in (*LISTS, CLASSES)}
+    read = {path: _text(items_of(members, places[[i]]).at(0)) for path, i in texts.items()}
+    named = read.pop(CLASSES, None)
+    pairs = pair(f"{where}/{inside}".rstrip("/"), source, paths, read)
+    images, masks = (np.concatenate(list(side.values())) for side in (pairs.images, pairs.masks))
+    parts = np.repeat([PARTS.index(part) for part in pairs.images], [len(rows) for rows in pairs.images.values()])
+    return Found(
+        items=items_of(members, places[images]),
+        labels=np.zeros(len(images), np.int64),
+        classes=None if named is None else tuple(class_names(named, f"{where}/{CLASSES}")),
+        masks=items_of(members, places[masks]),
+        parts=None if is_part or set(pairs.images) == {"train"} else parts.astype(np.int64),
+        inside=inside.rstrip("/"),
+        notices=tuple(pairs.notices),
+    )
+
+
+def has_sides(names: Sequence[str], masks: str, *, is_part: bool = False) -> bool:
+    """Whether the files of an archive lie in folders for images and for `masks`."""
+    inside = _around_pairs(names, is_part)
+    paths = [name[len(inside) :] for name in names if name.startswith(inside)]
+    return all(any(below(path, side) is not None for path in paths) for side in (IMAGES, masks))
+
+
+def _around_pairs(names: Sequence[str], is_part: bool) -> str:
+    return _around([name for name in names if is_image(_file(name), (*EXTENSIONS, *MASK_EXTENSIONS))], is_part)
+
+
+def _text(item: Packed) -> str:
+    try:
+        return item.read().decode()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{item}: cannot be read ({error}). Write one name per line, as UTF-8.") from error
 
 
 def _sorted_into(names: Sequence[str], start: int, part_of: Mapping[str, int]) -> tuple[Labels, Labels, list[str]]:

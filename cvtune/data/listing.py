@@ -24,6 +24,7 @@ Task = Literal["classify", "multilabel", "segment"]
 Column = Literal["labels", "tags", "groups", "weights"]
 COLUMNS: tuple[Column, ...] = get_args(Column)
 IGNORE = 255  # in a mask: a pixel that is neither trained on nor scored
+UNKNOWN = -1  # in a lookup: a value that no mask may hold
 
 
 class Labelled(NamedTuple):
@@ -68,7 +69,7 @@ class Listing:
     root: Path | None = None  # the folder that file names are relative to
     notices: tuple[str, ...] = ()
     task: Task = "classify"
-    lookup: tuple[int, ...] = ()  # of "segment": the class that a value of the mask files stands for, or IGNORE
+    lookup: tuple[int, ...] = ()  # of "segment": what a value of the mask files stands for: a class, IGNORE, or UNKNOWN
 
     def items(self) -> Iterator[Item]:
         """The images of train, then val, then test."""

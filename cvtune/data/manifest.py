@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from cvtune.data.arrays import tags_of
 from cvtune.data.assemble import make_listing
 from cvtune.data.folder import PART_FOLDERS
 from cvtune.data.listing import PARTS, Labelled, Labels, Listing, Tags, Task
@@ -59,6 +60,15 @@ def read(path: Path, source: Source, cache: Path | None, workers: int) -> Listin
     return make_listing(source, classes, parts, whole=whole, root=path.parent, notices=notices, task=task)
 
 
+def has_masks(path: Path) -> bool:
+    """Whether a manifest has a column of masks.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return "mask" in _Table(path, whole=False).names
+
+
 class _Table:
     """The columns of a manifest as texts, read when they are asked for.
 
@@ -68,7 +78,8 @@ class _Table:
         others: columns that mean nothing here.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, whole: bool = True) -> None:
+        """`whole` False: only the names of the columns are wanted."""
         self.path = path
         if not path.is_file():
             raise DataError(f"{path}: no such file. Check the path.")
@@ -82,6 +93,8 @@ class _Table:
         self.names = names
         self.soft = [name for name in names if name.startswith(_SOFT)]
         self.others = [name for name in names if name not in (*COLUMNS, *self.soft)]
+        if not whole:
+            return
         self.paths = self.column("path")
         if self.paths is None:
             raise DataError(f"{path}: has no column 'path'. {did_you_mean('path', names)}")
@@ -190,11 +203,7 @@ def _labelled(table: _Table, kind: str) -> tuple[Labelled, list[str], Task]:
 def _several(cells: Texts) -> tuple[list[str], Tags]:
     lists = [[name.strip() for name in (cell or "").split(";") if name.strip()] for cell in cells]
     names = sorted({name for found in lists for name in found})
-    position = {name: i for i, name in enumerate(names)}
-    tags = np.zeros((len(lists), len(names)), np.float32)
-    for row, found in enumerate(lists):
-        tags[row, [position[name] for name in found]] = 1
-    return names, tags
+    return names, tags_of(lists, names)
 
 
 def _files(table: _Table, name: str) -> list[Path]:

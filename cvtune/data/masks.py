@@ -7,10 +7,12 @@ the cache, so that later runs open none.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
+import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from cvtune.data.assemble import make_listing
 from cvtune.data.cache import remember
 from cvtune.data.decode import mask_values
 from cvtune.data.fingerprint import stamps
-from cvtune.data.listing import IGNORE, Item, Labelled, Listing
+from cvtune.data.listing import IGNORE, UNKNOWN, Item, Labelled, Listing
 from cvtune.errors import DataError
 from cvtune.sections import Source
+
+BLACK_AND_WHITE = (0, 255)  # what a mask of two classes holds that was drawn to be looked at
 
 
 def segmented(
@@ -39,6 +43,9 @@ def segmented(
 ) -> Listing:
     """A Listing of images with masks. Without `names` the classes are '0' .. the largest value in the masks of train.
 
+    A pixel's value is its class and 255 is none, unless `data.mask_values` says otherwise, or the masks of all parts
+    together hold 0 and 255 and nothing else: then 255 is the second of two classes.
+
     `cache` keeps what the masks show; None: they are looked at each time. A mask that cannot be decoded counts as one
     that shows nothing: building the store will tell.
 
@@ -47,13 +54,45 @@ def segmented(
         ConfigError: see `make_listing`.
     """
     shown = {name: pixels_of(part.masks or (), cache, workers) for name, part in parts.items()}
-    if names is None:
+    values = source.mask_values
+    if values is None and (names is None or len(names) == len(BLACK_AND_WHITE)) and _black_and_white(shown.values()):
+        values = BLACK_AND_WHITE
+        notices = [*notices, f"All masks hold 0 and {IGNORE} only, so {IGNORE} is the second class, not a missing one."]
+    if values is not None:
+        names = _named(source.source, values, names)
+    elif names is None:
         names = _class_names(source.source, shown["train"], parts["train"].masks or ())
     if len(names) > IGNORE:
         raise DataError(f"{source.source}: {len(names)} classes. A mask can name {IGNORE} at most (0..{IGNORE - 1}).")
-    tagged = {name: part._replace(tags=shown[name][:, : len(names)].astype(np.float32)) for name, part in parts.items()}
+    values = values or tuple(range(len(names)))
+    tagged = {name: part._replace(tags=shown[name][:, values].astype(np.float32)) for name, part in parts.items()}
     whole = set(parts) == {"train"}
-    return make_listing(source, names, tagged, whole=whole, root=root, notices=notices, task="segment")
+    listing = make_listing(source, names, tagged, whole=whole, root=root, notices=notices, task="segment")
+    return dataclasses.replace(listing, lookup=_by_value(values, listing.lookup))
+
+
+def _black_and_white(shown: Iterable[npt.NDArray[np.uint32]]) -> bool:
+    """Whether masks, taken together, hold both values of a picture in black and white, and no other."""
+    used = np.any([pixels.any(axis=0) for pixels in shown], axis=0)
+    return np.flatnonzero(used).tolist() == list(BLACK_AND_WHITE)
+
+
+def _named(where: str, values: Sequence[int], names: Sequence[str] | None) -> Sequence[str]:
+    """The names of the classes that `values` stand for."""
+    if names is not None and len(names) != len(values):
+        raise DataError(
+            f"{where}: {len(names)} classes have names, and data.mask_values = {list(values)} names {len(values)} "
+            "values. Give a value for each class, in the same order."
+        )
+    return names or (["background", "foreground"] if len(values) == 2 else [str(value) for value in values])
+
+
+def _by_value(values: Sequence[int], classes: Sequence[int]) -> tuple[int, ...]:
+    """The lookup by the value of a mask, from that by its position in `values`."""
+    lookup = [UNKNOWN] * (max(values) + 1)
+    for value, of in zip(values, classes, strict=True):
+        lookup[value] = of
+    return tuple(lookup)
 
 
 def pixels_of(masks: Sequence[Item], cache: Path | None, workers: int) -> npt.NDArray[np.uint32]:
@@ -105,9 +144,18 @@ def _class_names(where: str, pixels: npt.NDArray[np.uint32], masks: Sequence[Ite
         named = "" if isinstance(example, np.ndarray) else f" ({example} has {used[-1]})"
         raise DataError(
             f"{where}: the masks of train hold the values {listed}{named}. A pixel's value is its class, counted from "
-            "0 without gaps: renumber them, or name every value in classes.txt (one name per line, the first for 0)."
+            f"0 without gaps: {_remedy(used)}."
         )
     return ["background", "foreground"] if count == 2 else [str(value) for value in range(count)]
+
+
+def _remedy(used: list[int]) -> str:
+    if len(used) > 16:
+        return "so many values may come of smooth edges or of JPEG, which changes them. Write the masks anew without"
+    return (
+        f"say --set 'data.mask_values={json.dumps(used)}', renumber them, or name every value in classes.txt (one name "
+        "per line, the first for 0)"
+    )
 
 
 def listed_names(path: Path) -> list[str] | None:
@@ -119,10 +167,21 @@ def listed_names(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return class_names(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Write one class name per line, as UTF-8.") from error
+
+
+def class_names(text: str, where: str) -> list[str]:
+    """The class names in a text with one per line.
+
+    Raises:
+        DataError: it names a class twice.
+    """
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     twice: Any = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{path}: names the class {twice!r} twice. Line n names the pixels of value n - 1: correct it.")
+        raise DataError(
+            f"{where}: names the class {twice!r} twice. Line n names the pixels of value n - 1: correct it."
+        )
     return names

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cvtune.data.compact import PackedItems, Texts, place
-from cvtune.data.listing import Labels
+from cvtune.data.listing import Labels, Tags
 from cvtune.data.packed import MOST_BYTES, Packing
 from cvtune.errors import DataError
 
@@ -30,12 +30,14 @@ class Found(NamedTuple):
     """The labelled images of some archives."""
 
     items: PackedItems
-    labels: Labels  # int64 (N,)
+    labels: Labels  # int64 (N,); 0 where `tags` or `masks` say what the images show
     classes: tuple[str, ...] | None  # what the labels are positions in; None: they are the classes' own numbers
     parts: Labels | None = None  # positions in PARTS, int64 (N,), where the archives tell train from val and test
     ignored: Sequence[str] = ()  # names of files that are no image of a class
     inside: str = ""  # folder of the archive that all of it lies in
     notices: tuple[str, ...] = ()
+    tags: Tags | None = None  # float32 (N, K) where images have several labels
+    masks: PackedItems | None = None  # of each image, where the archives hold masks
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,15 @@ def read(path: Path, source: Source, workers: int = 1) -> Listing:
     return listing_of(source, raw, classes, workers=workers, notices=notices)
 
 
+def has_masks(path: Path) -> bool:
+    """Whether an .npz has arrays of masks, by their names."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return not {"m", "m_train"}.isdisjoint(archive.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return False
+
+
 def _arrays(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: no such file. Check the path.")

@@ -23,6 +23,7 @@ class Packing(IntEnum):
     STORED = 1  # as they are, behind a local header (zip)
     DEFLATED = 2  # compressed, behind a local header (zip)
     ROW = 3  # in a row of a Parquet file
+    MASK_ROW = 4  # in a row of a Parquet file, in its column of masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ class Packed:
         Raises:
             OSError: the archive is gone or was cut off, or these bytes are not those that were packed.
         """
-        if self.packing is Packing.ROW:
-            return rows.read_row(self.archive, self.offset)
+        if self.packing in (Packing.ROW, Packing.MASK_ROW):
+            return rows.read_row(self.archive, self.offset, masks=self.packing is Packing.MASK_ROW)
         if self.packing is Packing.PLAIN:
             return _read(self.archive, self.size, self.offset)
         header = _read(self.archive, _LOCAL.size, self.offset)

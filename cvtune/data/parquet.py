@@ -1,25 +1,33 @@
-"""Parquet files with an image and a label in each row, as Hugging Face's `datasets` writes them among others."""
+"""Parquet files with an image and its label, labels or mask in each row, as Hugging Face's `datasets` writes them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from cvtune.data.arrays import tags_of
 from cvtune.data.compact import PackedItems, Texts, place
 from cvtune.data.folder import PART_FOLDERS
 from cvtune.data.listing import PARTS, Labels
 from cvtune.data.members import Found
 from cvtune.data.packed import MOST_BYTES, Packing
-from cvtune.data.rows import image_column
+from cvtune.data.rows import image_column, mask_column
 from cvtune.errors import DataError, did_you_mean
 
 _LABELS = ("label", "labels", "class", "cls", "target", "category", "y")  # the first one present counts
 _SPLIT = "split"
+_SAID = {
+    "number": "numbers",
+    "name": "names",
+    "numbers": "lists of numbers",
+    "names": "lists of names",
+    "mask": "masks",
+}
 
 
 def holds_images(path: Path) -> bool:
@@ -27,33 +35,78 @@ def holds_images(path: Path) -> bool:
     return image_column(_opened(path).schema_arrow) is not None
 
 
+class _Columns(NamedTuple):
+    """What the columns of one file say.
+
+    Attributes:
+        labels: numbers or texts (N,), or lists of them; zeros where there are masks.
+        kind: number, name, or mask; 'numbers' and 'names' of lists.
+        parts: positions in PARTS.
+        names: the class names by number.
+    """
+
+    labels: npt.NDArray[Any]
+    kind: str
+    parts: Labels | None
+    names: tuple[str, ...] | None
+
+
+def stores_masks(path: Path) -> bool:
+    """Whether a Parquet file of images has a column of mask files, too."""
+    return mask_column(_opened(path).schema_arrow) is not None
+
+
 def by_row(where: str, paths: Sequence[Path]) -> Found:
     """The images of Parquet files in their order. Class names are those of Hugging Face's metadata, if there.
 
+    A column of lists holds several labels per image; a column of files named mask (or annotation) holds masks.
+
     Raises:
-        DataError: a file is torn; it lacks the column of images, or of whole numbers or names as labels; a label is
-            missing; a split is unknown; or a group of rows is too large to be read for a single image.
+        DataError: a file is torn; it lacks the column of images, or of masks, whole numbers or names as labels; a label
+            is missing; a split is unknown; or a group of rows is too large to be read for a single image.
     """
     read = [_columns(path) for path in paths]
-    named = [labels.dtype.kind in "OU" for labels, _, _ in read]
-    if any(named) != all(named):
-        raise DataError(f"{where}: labels are names in {paths[named.index(True)]} and numbers elsewhere. Use one kind.")
-    labels = np.concatenate([labels for labels, _, _ in read])
-    classes = next((names for _, _, names in read if names), None)
-    if any(names not in (None, classes) for _, _, names in read):
+    kinds = [each.kind for each in read]
+    if len(set(kinds)) > 1:
+        other = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
+        raise DataError(
+            f"{where}: labels are {_SAID[kinds[0]]} in {paths[0]} and {_SAID[kinds[other]]} in {paths[other]}. "
+            "Use one kind."
+        )
+    classes = next((each.names for each in read if each.names), None)
+    if any(each.names not in (None, classes) for each in read):
         raise DataError(f"{where}: its files do not agree on the names of the classes. Write them anew with the same.")
-    if any(named):
-        unique, positions = np.unique(labels.astype(str), return_inverse=True)
-        labels, classes = positions, tuple(unique.tolist())
-    splits = [split for _, split, _ in read]
-    parts = np.concatenate([s for s in splits if s is not None]) if all(s is not None for s in splits) else None
-    counts = [len(labels) for labels, _, _ in read]
-    rows = [np.arange(count) for count in counts]
-    places = np.tile(np.array(place(0, offset=0, packing=Packing.ROW), np.int64), (len(labels), 1))
+    labels = np.concatenate([each.labels for each in read])
+    items = _items(paths, [len(each.labels) for each in read], Packing.ROW)
+    splits = [each.parts for each in read if each.parts is not None]
+    found = Found(
+        items, np.zeros(len(labels), np.int64), classes, np.concatenate(splits) if len(splits) == len(read) else None
+    )
+    if kinds[0] == "mask":
+        return found._replace(masks=_items(paths, [len(each.labels) for each in read], Packing.MASK_ROW))
+    if kinds[0] in ("names", "numbers"):
+        return _several(found, labels.tolist(), kinds[0] == "names")
+    if kinds[0] == "name":
+        unique, labels = np.unique(labels.astype(str), return_inverse=True)
+        found = found._replace(classes=tuple(unique.tolist()))
+    return found._replace(labels=labels.astype(np.int64))
+
+
+def _several(found: Found, labels: list[list[Any]], named: bool) -> Found:
+    every = {label for of_one in labels for label in of_one}
+    if named:
+        classes: Sequence[Any] = sorted(every)
+    else:
+        classes = range(max(max(every, default=-1) + 1, len(found.classes or ())))
+    names = tuple(classes) if named else found.classes
+    return found._replace(classes=names, tags=tags_of(labels, classes))
+
+
+def _items(paths: Sequence[Path], counts: Sequence[int], packing: Packing) -> PackedItems:
+    places = np.tile(np.array(place(0, offset=0, packing=packing), np.int64), (sum(counts), 1))
     places[:, 0] = np.repeat(np.arange(len(paths)), counts)
-    places[:, 1] = np.concatenate(rows)
-    items = PackedItems(tuple(paths), Texts.of(str(row) for row in places[:, 1]), places)
-    return Found(items, labels.astype(np.int64), classes, parts)
+    places[:, 1] = np.concatenate([np.arange(count) for count in counts])
+    return PackedItems(tuple(paths), Texts.of(str(row) for row in places[:, 1]), places)
 
 
 def _opened(path: Path) -> Any:
@@ -66,28 +119,31 @@ def _opened(path: Path) -> Any:
         raise DataError(f"{path}: not readable as Parquet ({error}). Copy it again, or write it anew.") from error
 
 
-def _columns(path: Path) -> tuple[npt.NDArray[Any], Labels | None, tuple[str, ...] | None]:
-    """Labels (N,) as numbers or text, parts as positions in PARTS, and the class names by number."""
+def _columns(path: Path) -> _Columns:
     file = _opened(path)
     schema = file.schema_arrow
-    images = image_column(schema)
+    images, masks = image_column(schema), mask_column(schema)
     if images is None:
         raise DataError(
             f"{path}: has no single column of image files, only {', '.join(schema.names)}. Store each image's bytes in "
             "a column 'image', or its path in a column 'path'."
         )
-    _check_groups(path, file.metadata, images)
-    name = next((name for name in _LABELS if name in schema.names), None)
-    if name is None:
+    for column in filter(None, (images, masks)):
+        _check_groups(path, file.metadata, column)
+    name = None if masks else next((name for name in _LABELS if name in schema.names), None)
+    if name is None and masks is None:
         raise DataError(
-            f"{path}: has no column 'label', only {', '.join(schema.names)}. Name the column of classes so."
+            f"{path}: has no column 'label' or 'mask', only {', '.join(schema.names)}. Name the column of classes, or "
+            "of mask files, so."
         )
-    wanted = [name, *([_SPLIT] if _SPLIT in schema.names else [])]
+    wanted = [column for column in (name, _SPLIT) if column in schema.names]
     table = file.read(columns=wanted)
-    labels = _labels(path, table.column(name))
     parts = _parts(path, table.column(_SPLIT)) if _SPLIT in wanted else None
-    names = _class_names(path, schema.metadata or {}, name) if labels.dtype.kind == "i" else None
-    return labels, parts, names
+    if name is None:
+        return _Columns(np.zeros(file.metadata.num_rows, np.int64), "mask", parts, None)
+    labels, kind = _labels(path, table.column(name))
+    names = _class_names(path, schema.metadata or {}, name) if kind.startswith("number") else None
+    return _Columns(labels, kind, parts, names)
 
 
 def _check_groups(path: Path, metadata: Any, column: str) -> None:
@@ -103,24 +159,30 @@ def _check_groups(path: Path, metadata: Any, column: str) -> None:
             )
 
 
-def _labels(path: Path, column: Any) -> npt.NDArray[Any]:
+def _labels(path: Path, column: Any) -> tuple[npt.NDArray[Any], str]:
+    """The cells of a column of labels, and their kind, see `_Columns`."""
     import pyarrow as pa
 
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        cells = np.empty(len(column), object)
+        cells[:] = [cell or [] for cell in column.to_pylist()]
+        _, kind = _labels(path, column.combine_chunks().flatten())
+        return cells, f"{kind}s"
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
         raise DataError(f"{path}: row {row} has no label. Fill it in, or remove the row.")
-    values: npt.NDArray[Any] = column.to_numpy()
+    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return values
+        return values, "name"
     whole = pa.types.is_integer(column.type)
     if not whole or values.min(initial=0) < 0 or values.max(initial=0) >= 10**9:
         raise DataError(
             f"{path}: labels are {column.type}{f' from {values.min()} to {values.max()}' if whole else ''}. "
-            "They must be whole numbers 0..K-1 or names, one per image."
+            "They must be whole numbers 0..K-1 or names, one per image, or lists of them."
         )
-    return values.astype(np.int64)
+    return values.astype(np.int64), "number"
 
 
 def _parts(path: Path, column: Any) -> Labels:
@@ -138,7 +200,9 @@ def _class_names(path: Path, metadata: Mapping[bytes, bytes], column: str) -> tu
     """The names that `datasets` notes of a ClassLabel."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        names = features.get(column, {}).get("names")
+        feature = features.get(column, {})
+        feature = feature[0] if isinstance(feature, list) and feature else feature.get("feature", feature)  # of a list
+        names = feature.get("names")
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path}: its metadata 'huggingface' is not readable ({error}). Write it anew.") from error
     return tuple(str(name) for name in names) if isinstance(names, list) else None

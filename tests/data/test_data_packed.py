@@ -236,7 +236,9 @@ def test_rows_of_one_group_are_read_once(tmp_path: Path, monkeypatch: pytest.Mon
     listing = listed(path, test_share=0)
     groups: list[int] = []
     real = rows._Table.group
-    monkeypatch.setattr(rows._Table, "group", lambda self, number: groups.append(number) or real(self, number))
+    monkeypatch.setattr(
+        rows._Table, "group", lambda self, number, masks: groups.append(number) or real(self, number, masks)
+    )
     with ThreadPoolExecutor(4) as pool:
         assert len(list(pool.map(load, listing.parts["train"].items))) == 18
     assert groups == [0, 1, 2, 3]
@@ -452,7 +454,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: table(d / "s" / "x.parquet", label=[0, 1]).parent,
         "no single column of image files, only label",
     ),
-    "no labels": (lambda d: table(d / "x.parquet", image=[b"", b""]), "no column 'label', only image"),
+    "no labels": (lambda d: table(d / "x.parquet", image=[b"", b""]), "no column 'label' or 'mask', only image"),
     "null label": (lambda d: table(d / "x.parquet", image=[b""] * 3, label=[0, None, 1]), "row 1 has no label"),
     "float labels": (lambda d: table(d / "x.parquet", image=[b""] * 2, label=[0.5, 1]), "labels are double. They must"),
     "negative labels": (

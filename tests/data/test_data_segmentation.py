@@ -308,7 +308,7 @@ def test_missing_and_left_over_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shown", "message"),
     [
-        ([0] * 12, "only the class '0'.* write 0 and 1, not 0 and 255"),
+        ([0] * 12, r"only the class '0'.* see data\.mask_values"),
         ([1] * 11 + [2], "class '2' has 1 image, too few to split"),
     ],
 )
@@ -331,6 +331,63 @@ def test_values_with_gaps_and_without_any(tmp_path: Path) -> None:
         path.write_text("no image")
     with pytest.raises(DataError, match="cannot be decoded as a mask"):
         read_source(Source(source=str(root)))
+
+
+def repaint(root: Path, table: list[int], masks: str = "masks") -> None:
+    """Writes the value table[class] in the place of each class."""
+    for path in (root / masks).glob("*.png"):
+        Image.fromarray(np.array(table, np.uint8)[decode.mask_values(path)]).save(path)
+
+
+def test_black_and_white_masks_have_two_classes(tmp_path: Path) -> None:
+    plain = make_masks(tmp_path / "plain", [min(kind, 1) for kind in SHOWN])
+    drawn = make_masks(tmp_path / "drawn", [min(kind, 1) for kind in SHOWN])
+    repaint(drawn, [0, 255])
+    listing = read_source(Source(source=str(drawn)))
+    assert listing.classes == ("background", "foreground")
+    assert [n for n in listing.notices if "255 is the second class" in n]
+    for (image, mask), (other, same) in zip(
+        every(opened(plain, tmp_path / "cache")), every(opened(drawn, tmp_path / "cache")), strict=True
+    ):
+        np.testing.assert_array_equal(image, other)
+        np.testing.assert_array_equal(mask, same)
+    (drawn / "classes.txt").write_text("ground\nbody\n")
+    assert read_source(Source(source=str(drawn))).classes == ("ground", "body")
+    renamed = opened(drawn, tmp_path / "cache", classes={"body": "cell"})
+    assert renamed.classes == ("ground", "cell")
+
+
+def test_one_mask_with_another_class_makes_255_none_in_all(tmp_path: Path) -> None:
+    """What 255 means is decided over all masks, never image by image: most of these hold 0 and 255 only."""
+    root = make_masks(tmp_path / "d", [2] * 12)
+    repaint(root, [0, 255, 255])
+    for name in ("01", "05", "09"):
+        Image.fromarray(mask_of(1)).save(root / "masks" / f"{name}.png")
+    (root / "train.txt").write_text("00\n01\n02\n05\n")
+    (root / "val.txt").write_text("08\n09\n")
+    data = opened(root, tmp_path / "cache")
+    assert data.classes == ("background", "foreground") and not [n for n in data.notices if "255" in n]
+    assert [sorted(np.unique(mask).tolist()) for mask in data.train.masks or ()] == [[0, 255], [0, 1], [0, 255], [0, 1]]
+
+
+def test_values_of_masks_are_named_by_hand(tmp_path: Path) -> None:
+    root = make_masks(tmp_path / "d")
+    repaint(root, [1, 2, 3])  # as the trimaps of Oxford-IIIT Pet are
+    plain = opened(make_masks(tmp_path / "plain"), tmp_path / "cache")
+    data = opened(root, tmp_path / "cache", mask_values=(1, 2, 3))
+    assert data.classes == ("1", "2", "3")
+    for (_, mask), (_, same) in zip(every(plain), every(data), strict=True):
+        np.testing.assert_array_equal(mask, same)
+    merged = opened(root, tmp_path / "cache", mask_values=(1, 2, 3), classes={"3": None})
+    assert {int(value) for _, mask in every(merged) for value in np.unique(mask)} == {0, 1, IGNORE}
+    with pytest.raises(DataError, match=r"value 3; the classes are 1, 2, and 255 is none"):
+        opened(root, tmp_path / "cache", mask_values=(1, 2))
+    (root / "classes.txt").write_text("ground\nbody\nband\n")
+    with pytest.raises(DataError, match=r"3 classes have names, and data.mask_values = \[1, 2\] names 2"):
+        read_source(Source(source=str(root), mask_values=(1, 2)))
+    for wrong in ((1,), (1, 1), (0, 256), (-1, 0)):
+        with pytest.raises(ConfigError, match="two or more different values of 0"):
+            Source(mask_values=wrong)
 
 
 def test_two_files_of_one_name(tmp_path: Path) -> None:

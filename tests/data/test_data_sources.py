@@ -214,7 +214,7 @@ def test_a_class_that_test_lacks_is_a_notice(tmp_path: Path) -> None:
         ({"x_train": X, "y_train": MASKS, "x_val": X, "y_val": Y}, "train are those of 'segment'"),
         ({"x": X, "m": MASKS[:5]}, "12 images but 5 masks"),
         ({"x": X, "m": MASKS / 2}, r"mask 0 has dtype float64 and shape \(4, 4\)"),
-        ({"x": X, "m": MASKS * 255}, "only the class '0'"),
+        ({"x": X, "m": MASKS * 0}, "only the class '0'"),
         ({"x": X, "y": np.array([None] * 12)}, "not readable as an .npz"),
         ({"x_train": X, "y_train": Y, "x_val": X, "y_val": Y + 1}, "class '2' has no images in train, but val has"),
     ],
