@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from cvtune import __version__, study
+from cvtune import __version__, reporting, study
 from cvtune.checks import Check
 from cvtune.errors import ClusterError, ConfigError, CvtuneError
 from cvtune.looking import STUDIES, Storage, export, find, list_studies, logs, screen_console, status, stop, sync
@@ -79,6 +79,9 @@ def run(
         bool,
         typer.Option("--dry-run", help="Check images and both ends of every domain, show the study, train nothing."),
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html at the end.", envvar="CVTUNE_REPORT")
+    ] = True,
 ) -> None:
     """Search: train trials of a workflow, a study, or the built-in study on a folder of images."""
     chosen = load(target)
@@ -90,24 +93,7 @@ def run(
     if dry_run:
         _dry_run(chosen, cache, roots)
         return
-    from cvtune import engine
-    from cvtune.screen import Screen, summary
-
-    console = screen_console()
-    with Screen(chosen, console) as screen:
-        try:
-            outcome = engine.run_study(chosen, storage, cache, resume.value, roots, screen, screen.say, screen.settle)
-        except engine.Interrupted as interrupted:
-            raise typer.Exit(exit_code(interrupted.number)) from None
-    if not outcome.seconds:
-        console.print(
-            f"study {chosen.name!r} in {storage} is complete; nothing to do. "
-            "More trials: --set budget.trials=N; anew: --name."
-        )
-    console.print(summary(outcome.study, outcome.history, outcome.folder, outcome.seconds))
-    if outcome.signal is not None:
-        console.print("interrupted; the same command again takes it up where it was.")
-        raise typer.Exit(exit_code(outcome.signal))
+    _search(chosen, storage, cache, resume, roots, report)
 
 
 @app.command()
@@ -231,6 +217,39 @@ def exit_code(signal_number: int) -> int:
     return 130 if signal_number == 2 else 75
 
 
+def _search(
+    chosen: study.Study, storage: Path, cache: Path | None, resume: Resume, roots: tuple[str, ...], report: bool
+) -> None:
+    """Run a study, show it meanwhile, and say at the end what it came to."""
+    from cvtune import engine
+    from cvtune.screen import Screen, summary
+
+    console = screen_console()
+    with Screen(chosen, console) as screen:
+
+        def finish(folder: Path) -> None:
+            if report:
+                screen.say("writing the report")
+                screen.say(reporting.write_aside(folder, cache, wait=True))
+
+        heard = (screen, screen.say, screen.settle, finish)
+        try:
+            outcome = engine.run_study(chosen, storage, cache, resume.value, roots, *heard)
+        except engine.Interrupted as interrupted:
+            raise typer.Exit(exit_code(interrupted.number)) from None
+    if not outcome.seconds:
+        console.print(
+            f"study {chosen.name!r} in {storage} is complete; nothing to do. "
+            "More trials: --set budget.trials=N; anew: --name."
+        )
+    console.print(summary(outcome.study, outcome.history, outcome.folder, outcome.seconds))
+    if outcome.signal is not None:
+        if report:
+            console.print(reporting.write_aside(outcome.folder, cache, wait=False))
+        console.print("interrupted; the same command again takes it up where it was.")
+        raise typer.Exit(exit_code(outcome.signal))
+
+
 def _warmed(chosen: study.Study, older: str, storage: Path) -> study.Study:
     """`chosen` with what an older study learned; what it took when it first began, if it is taken up again."""
     own = storage / chosen.name / "study.json"
@@ -266,7 +285,7 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
 
 
 app.command("list")(list_studies)
-for _command in (status, logs, stop, export, sync):
+for _command in (status, logs, stop, export, sync, reporting.report, reporting.compare):
     app.command()(_command)
 
 

@@ -64,6 +64,7 @@ class Setting:
     cache: Path | None
     roots: tuple[str, ...]
     track: Callable[[], None] = lambda: None  # starts the syncer
+    finish: Callable[[Path], None] = lambda folder: None  # see run_study
 
     def job(self, prepared: Prepared, ray_folder: Path) -> dict[str, Any]:
         """What every trial's process is told beside its own trial. Plain JSON."""
@@ -103,6 +104,7 @@ def run_study(
     listen: Listener = lambda event, history: None,
     say: Callable[[str], None] = lambda line: None,
     settle: Callable[[Study], None] = lambda study: None,
+    finish: Callable[[Path], None] = lambda folder: None,
 ) -> Outcome:
     """Run `study` in `storage/<name>` to its end, or take it up where it was left.
 
@@ -111,6 +113,8 @@ def run_study(
         listen: told every journal event, in the thread that drives Ray Tune.
         say: told in words what is being done before the first trial.
         settle: told the study as it runs, its objective settled, before the first event.
+        finish: called with the folder once the study is complete and its tables are written, before it is given up, so
+            that what it adds to the folder is delivered by tracking, too. It must not raise.
 
     Raises:
         ConfigError: the storage cannot be written, or holds another study under this name; or tracking lacks a key.
@@ -124,7 +128,7 @@ def run_study(
         if earlier.complete and len(earlier.of("search", "control")) >= study.budget.trials:
             return Outcome(study, folder, earlier, None, 0.0)
         with tracked(study, folder, say) as track:
-            study, history = _run(Setting(study, folder, cache, roots, track), listen, say, settle, caught)
+            study, history = _run(Setting(study, folder, cache, roots, track, finish), listen, say, settle, caught)
         broken_off = None if history.complete else caught.number  # it may have come when all was done
         return Outcome(study, folder, history, broken_off, time.monotonic() - started)
 
@@ -228,6 +232,8 @@ def _drive(
             write_best(study, folder, ledger.history)
             remove_leftovers(folder, ".", "tables", "best", "trials/*")
             shutil.rmtree(folder / ".ray", ignore_errors=True)
+            if why == "complete":
+                setting.finish(folder)
         ledger.close(lost=lease.lost.is_set())
     return ledger.history
 

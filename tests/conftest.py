@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["CVTUNE_REPORT"] = (
+    "0"  # the tests of the report ask for it; elsewhere it would take seconds at each run's end
+)
 # No test may reach anybody's account at W&B.
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NETRC"] = os.devnull

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("phases", "tune", "actor", "cluster", "rehearsal"),
     ("engine", "doctor"),
     ("looking",),
+    ("reporting",),
     ("cli",),
     ("job",),
 )
@@ -52,12 +53,20 @@ FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may imp
     "pyarrow": ("results", "data"),
     "matplotlib": ("report",),
     "plotly": ("report",),
+    "jinja2": ("report",),
     "huggingface_hub": ("models.weights",),
     "timm": ("models.extras",),
     "segmentation_models_pytorch": ("models.extras",),
 }
 
-LIGHT = ("cvtune", "cvtune.probe", "cvtune.study", "cvtune.journal", "cvtune.cli")
+LIGHT = (
+    "cvtune",
+    "cvtune.probe",
+    "cvtune.study",
+    "cvtune.journal",
+    "cvtune.cli",
+    "cvtune.report.write",
+)
 HEAVY = ("torch", "ray", "albumentations", "wandb")
 
 MODULE_LINES = 400

@@ -1,0 +1,43 @@
+"""Writes a study's report: `report.html`, and the main figures as PNG in `report/`. Loads neither torch nor Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cvtune.analysis import analyse
+from cvtune.durable import write_whole
+from cvtune.report import stills
+from cvtune.report.content import Content, gather
+from cvtune.report.page import render
+from cvtune.report.pictures import FOLDER, Pictures, bring
+from cvtune.results import read_tables, write_tables
+
+PAGE = "report.html"
+
+
+def write_report(folder: Path, cache: Path | None = None, with_images: bool = True) -> Path:
+    """Analyse a study as far as it is and write its report. Returns the page.
+
+    Args:
+        cache: folder of decoded images; None: the usual one.
+        with_images: whether to draw what needs the study's images (augmentation sheet, worst errors).
+
+    Raises:
+        ConfigError: the folder holds no study that this version can read.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    write_tables(folder)
+    tables = read_tables(folder)
+    content = gather(folder, tables, analyse(tables))
+    pictures = _pictures(folder, content, cache) if with_images else Pictures(None, {})
+    for name, picture in stills.draw(content).items():
+        write_whole(folder / FOLDER / f"{name}.png", picture)
+    write_whole(folder / PAGE, render(content, pictures))
+    return folder / PAGE
+
+
+def _pictures(folder: Path, content: Content, cache: Path | None) -> Pictures:
+    if content.recipe is None:
+        return Pictures(None, {})
+    errors = content.classes.errors if content.classes else ()
+    return bring(folder, content.recipe, [error.sample for error in errors], cache)
