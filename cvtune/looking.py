@@ -144,11 +144,18 @@ def export(
     name: Annotated[str, typer.Argument(help="Name of a study, or its folder.", metavar="STUDY")],
     to: Annotated[str, typer.Option("--to", metavar="DIR_OR_URL", help="Folder, or a URL such as s3://bucket/path.")],
     storage: Storage = STUDIES,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="parquet; csv; or optuna, the search as an SQLite file that Optuna and its dashboard open.",
+        ),
+    ] = "parquet",
 ) -> None:
-    """Write a study's tables and definition to a folder or a URL."""
-    from cvtune.results import export as export_tables
+    """Write a study's tables and definition to a folder or a URL, also for other tools."""
+    from cvtune.exports import export as write
 
-    for file in export_tables(find(name, storage), to):
+    for file in write(find(name, storage), to, form):
         print(file)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from cvtune import history as histories
@@ -173,41 +172,6 @@ def _column(values: pa.ChunkedArray) -> np.ndarray:
     made = np.empty(len(values), object)
     made[:] = values.to_pylist()
     return made
-
-
-def export(folder: Path, target: str) -> list[str]:
-    """Write the tables and copy `study.json` to a folder or a URL that pyarrow or fsspec reaches.
-
-    Raises:
-        ConfigError: the target's scheme is not known or it cannot be written.
-    """
-    write_tables(folder)
-    files = [*sorted((folder / "tables").glob("*.parquet")), folder / "study.json"]
-    try:
-        system, root = _filesystem(target)
-        system.create_dir(root, recursive=True)
-        for file in files:
-            with system.open_output_stream(f"{root}/{file.name}") as out:
-                out.write(file.read_bytes())
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        raise ConfigError(
-            f"--to {target!r} cannot be written ({error}). Give a folder or a URL such as s3://bucket/path, "
-            "file:///path or gs://bucket/path; install the fsspec driver of other schemes (for example adlfs for az://)."
-        ) from None
-    return [f"{target.rstrip('/')}/{file.name}" for file in files]
-
-
-def _filesystem(target: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in target:
-        return pafs.LocalFileSystem(), str(Path(target).resolve())
-    try:
-        system, root = pafs.FileSystem.from_uri(target)
-        return system, root.rstrip("/")
-    except pa.ArrowInvalid:  # a scheme that pyarrow does not know
-        import fsspec
-
-        other, root = fsspec.core.url_to_fs(target)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(other)), root.rstrip("/")
 
 
 def _write(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str, Any]]) -> int:

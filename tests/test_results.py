@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cvtune.epoch import METRICS
-from cvtune.errors import ConfigError
 from cvtune.journal import Journal
 from cvtune.recipe import FIELDS
-from cvtune.results import export, write_tables
+from cvtune.results import write_tables
 from cvtune.study import for_data
 
 STUDY = for_data("digits").set({"objective": "val_accuracy", "max_epochs": 3})
@@ -110,20 +109,6 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(folder: Path, monkeyp
     with pytest.raises(OSError, match="No space"):
         write_tables(folder)
     assert {p: p.read_bytes() for p in (folder / "tables").iterdir()} == before
-
-
-@pytest.mark.parametrize("form", ["{}", "file://{}", "memory://{}"])
-def test_export_to_folders_and_urls(folder: Path, tmp_path: Path, form: str) -> None:
-    files = export(folder, form.format(tmp_path / "out" / "deeper"))
-    assert [f.rsplit("/", 1)[1] for f in files] == [*sorted(f"{t}.parquet" for t in TABLES), "study.json"]
-    if not form.startswith("memory"):
-        assert pq.read_table(tmp_path / "out" / "deeper" / "epochs.parquet").num_rows == 3
-
-
-@pytest.mark.parametrize("target", ["nosuchscheme://x/y", "/proc/nowhere/x"])
-def test_export_to_where_it_cannot_be_written_says_so(folder: Path, target: str) -> None:
-    with pytest.raises(ConfigError, match="--to"):
-        export(folder, target)
 
 
 def test_what_a_loop_of_the_users_own_leaves_out_is_null(tmp_path: Path) -> None:
