@@ -34,7 +34,9 @@ def write_storage(folder: Path, file: Path) -> int:
     settings, history = study.read(folder / "study.json"), histories.load(folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
-    direction = "maximize" if settings.better == "max" else "minimize"
+    direction = (
+        optuna.study.StudyDirection.MAXIMIZE if settings.better == "max" else optuna.study.StudyDirection.MINIMIZE
+    )
     made = optuna.create_study(study_name=settings.name, storage=storage, direction=direction)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
