@@ -17,6 +17,7 @@ from cvtune import __version__, reporting, study
 from cvtune.checks import Check
 from cvtune.errors import ClusterError, ConfigError, CvtuneError
 from cvtune.looking import STUDIES, Storage, export, find, list_studies, logs, screen_console, status, stop, sync
+from cvtune.using import best, predict
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -285,7 +286,7 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
 
 
 app.command("list")(list_studies)
-for _command in (status, logs, stop, export, sync, reporting.report, reporting.compare):
+for _command in (status, logs, stop, export, sync, reporting.report, reporting.compare, best, predict):
     app.command()(_command)
 
 

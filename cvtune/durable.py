@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +32,55 @@ def write_whole(path: Path, content: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when the block ends; after an error nothing changed.
+
+    A process that is killed between two renames leaves no `folder`, never a part of one.
+
+    Raises:
+        OSError: the disk is full or the folder above cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = aside_name(folder), aside_name(folder)
+    try:
+        new.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+        sync_folder(folder.parent)
+    finally:
+        for path in (new, old):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def aside_name(path: Path) -> Path:
     """A name beside `path` that no other process uses."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(folder: Path, *patterns: str) -> None:
-    """Delete files that killed processes left half written in `folder`; those of this process may still be at work.
+    """Delete what killed processes left half written in `folder`; files of this process may still be at work.
 
     Args:
         patterns: where to look, such as `tables`; `.` is the folder itself.
     """
     for pattern in patterns:
         for path in folder.glob(f"{pattern}/.*.tmp"):
-            if f".{os.getpid()}." not in path.name and path.is_file():
+            if f".{os.getpid()}." in path.name:
+                continue
+            if path.is_file():
                 path.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

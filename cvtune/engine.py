@@ -21,6 +21,7 @@ from ray import tune
 
 from cvtune import confirm, preflight
 from cvtune.actor import TrialActor, score_test
+from cvtune.best import write_best
 from cvtune.cluster import cluster, slots_of, trial_resources
 from cvtune.durable import read_json, remove_leftovers, write_whole
 from cvtune.errors import ClusterError, CvtuneError, OwnedError
@@ -33,7 +34,7 @@ from cvtune.preflight import Prepared
 from cvtune.results import write_tables
 from cvtune.signals import Signals, signals
 from cvtune.study import Study
-from cvtune.study_folder import check_folder, check_unchanged, provenance, write_best
+from cvtune.study_folder import check_folder, check_unchanged, provenance
 from cvtune.track.launch import tracked
 from cvtune.tune import EndOfStudy, Proposer, Referee
 

@@ -29,11 +29,11 @@ def to_square(image: Image, size: int, fit: str, nearest: bool = False) -> Image
     Returns:
         uint8 (size, size, 3) or (size, size); the image itself when it has that shape already.
     """
-    width, height, left, top = _frame(image, size, fit)
+    width, height, left, top = frame(image, size, fit)
     return np.ascontiguousarray(_resize(image, width, height, nearest)[top : top + size, left : left + size])
 
 
-def _frame(image: Image, size: int, fit: str) -> tuple[int, int, int, int]:
+def frame(image: Image, size: int, fit: str) -> tuple[int, int, int, int]:
     """Width and height to which evaluation resizes the whole image, then left and top of its crop."""
     if fit == "squash":
         return size, size, 0, 0
@@ -85,7 +85,7 @@ def change_view(image: Image, view: View | None, size: int, fit: str, nearest: b
     """
     if view is None:
         return to_square(image, size, fit, nearest)
-    width, height, left, top = _frame(image, size, fit)
+    width, height, left, top = frame(image, size, fit)
     ratio, side = (4 / 3) ** (view.stretch / 2), math.sqrt(view.area)
     w, scale_x, x = _axis(image.shape[1], width, left, size, ratio / side, view.right, nearest)
     h, scale_y, y = _axis(image.shape[0], height, top, size, 1 / (ratio * side), view.down, nearest)

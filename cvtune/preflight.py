@@ -35,6 +35,7 @@ class Prepared:
     corrupt: tuple[str, ...]
     notices: tuple[str, ...]
     objective: str  # the study's own, or what its `auto` came to
+    task: str = "classify"  # one of `listing.Task`
     left_open: bool = False  # whether the study said `auto`
     store: str | None = (
         None  # the decoded store of this machine; None: it did not fit, images are decoded at each access
@@ -140,6 +141,7 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         corrupt=data.corrupt,
         notices=(*why, *stores.notices()),
         objective=objective,
+        task=data.task,
         left_open=study.objective == AUTO,
         store=str(data.store) if data.store else None,
         mappings={"augment_mapping": augment.MAPPING_VERSION, "regularize_mapping": regularize.MAPPING_VERSION},

@@ -1,4 +1,4 @@
-"""The folder of a study: whether it is free for a run, where the study comes from, what it leaves behind."""
+"""The folder of a study: whether it is free for a run, whether it holds the same one, where the study comes from."""
 
 from __future__ import annotations
 
@@ -13,16 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cvtune import __version__, confirm, schedule
-from cvtune.durable import read_json, write_whole
+from cvtune import __version__
+from cvtune.durable import read_json
 from cvtune.errors import ConfigError
-from cvtune.history import History, TrialRecord, load
+from cvtune.history import History, load
 from cvtune.lease import refuse_if_owned
 from cvtune.preflight import Prepared
-from cvtune.results import test_predictions
-from cvtune.schedulers import PB2, PBT
 from cvtune.study import Study, read
 
 PACKAGES = (
@@ -121,6 +117,7 @@ def provenance(prepared: Prepared, nodes: list[dict[str, float]]) -> dict[str, A
         "versions": versions,
         "objective_left_open": prepared.left_open,
         "data_fingerprint": prepared.fingerprint,
+        "task": prepared.task,
         "classes": prepared.classes,
         "images": prepared.images,
         "corrupt": prepared.corrupt,
@@ -129,53 +126,3 @@ def provenance(prepared: Prepared, nodes: list[dict[str, float]]) -> dict[str, A
         **prepared.mappings,
         "nodes": [{k: node[k] for k in ("CPU", "GPU", "memory") if k in node} for node in nodes],
     }
-
-
-def write_best(study: Study, folder: Path, history: History) -> None:
-    """`best/`: the best recipe and the report that had it; after the confirmation the winner's, and the comparison.
-
-    The confirmed (or else the best) trial of a population is written as a schedule as well (`schedule.json`,
-    `schedule.html`): which values its weights were trained with at which epoch.
-    """
-    best = winner_of(study, history)
-    if best is None:
-        return
-    record, epoch = best
-    recipe = record.recipe if record.role == "confirm" else schedule.as_changes(study, history, record.trial)
-    write_whole(folder / "best" / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2))
-    write_whole(folder / "best" / "metrics.json", json.dumps({"format": 1, **epoch}, indent=2))
-    found = history.trials.get(record.label) or next((r for r, _ in history.ranked(study) if r.role == "search"), None)
-    if isinstance(study.scheduler, PBT | PB2) and found is not None:
-        from cvtune.report import curves  # plotly is slow to import and rarely needed
-
-        content = schedule.to_json(study, history, found.trial)
-        write_whole(folder / "schedule.json", json.dumps(content, indent=2))
-        curves.write_html(curves.schedule_figure(content), folder / "schedule.html")
-    if compared := comparison(study, folder, history):
-        write_whole(folder / "best" / "comparison.json", json.dumps(compared.to_json(), indent=2))
-
-
-def winner_of(study: Study, history: History) -> tuple[TrialRecord, dict[str, Any]] | None:
-    """The trial with the best objective and its report; once confirmed, the winner's best seed and its last report."""
-    if not history.winners:
-        return history.best(study)
-    label, sign = history.winners[-1]["label"], 1 if study.better == "max" else -1
-    seeds = [r for r in confirm.compared(study, history) if (r.label or "default") == label]
-    record = max(seeds, key=lambda r: sign * r.epochs[-1][study.objective])
-    return record, record.epochs[-1]
-
-
-def comparison(study: Study, folder: Path, history: History) -> confirm.Comparison | None:
-    """The confirmed recipes compared on the test images; None before they were scored."""
-    if not history.winners:
-        return None
-    tested = confirm.compared(study, history)
-    if not tested or any(record.test is None for record in tested):
-        return None
-    predictions: dict[str, list[np.ndarray]] = {}
-    for record in tested:
-        stored = test_predictions(folder, record)
-        made, truth = confirm.made_and_truth(stored)
-        predictions.setdefault(record.label or "default", []).append(made)
-    groups, winner = stored.get("groups"), history.winners[-1]["label"]
-    return confirm.compare(study, predictions, truth, groups, study.objective, winner, seed=study.recipe.seed)

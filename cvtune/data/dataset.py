@@ -105,7 +105,7 @@ def open_dataset(source: Source, data: Data, cache: Path | None, limit_bytes: in
     """
     cache = cache_folder(cache)
     listing = read_source(source, cache, workers)
-    side = data.store_size or round(1.5 * data.image_size)
+    side = kept_side(data)
     contents = fingerprint(listing, cache, workers)
     key = hashlib.blake2b(f"{contents.digest} {side} {data.fit} {store.MAGIC!r}".encode(), digest_size=16).hexdigest()
     plan = Plan(listing, contents, cache / f"{key}.store", side, data.fit, source.max_corrupt)
@@ -119,6 +119,11 @@ def open_dataset(source: Source, data: Data, cache: Path | None, limit_bytes: in
     total = len(dataset.corrupt) + sum(len(part.labels) for part in (dataset.train, dataset.val, dataset.test))
     check_corrupt(dataset.corrupt, total, source.max_corrupt)
     return dataset
+
+
+def kept_side(data: Data) -> int:
+    """The shorter side, in px, at which images are kept for a recipe; `data` is that of its largest image size."""
+    return data.store_size or round(1.5 * data.image_size)
 
 
 def open_store(path: Path) -> Dataset | None:

@@ -182,14 +182,32 @@ def load_weights(module: nn.Module, head: nn.Module, name: str, pretrained: str 
         state = {key: value for key, value in _read(file).items() if not _is_of_auxiliary(module, key)}
     if pretrained == "default" and name.startswith(extras.SMP):  # its encoder
         state = {f"encoder.{key}": value for key, value in state.items() if f"encoder.{key}" in module.state_dict()}
-    if pretrained == "default" and hasattr(module, "transform_input"):
-        vars(module)["transform_input"] = True  # GoogLeNet and Inception: their weights know images in -1..1
+    expect_inputs(module, pretrained)
     misfits = _load(module, fresh, _fit_positions(module, state))
     if misfits:
         raise ConfigError(
             f"model.pretrained = {pretrained!r} does not fit {name}: {misfits}. All but the head must match. "
             "Choose the model.name, model.norm and model.width that these weights were trained with."
         )
+
+
+def expect_inputs(module: nn.Module, pretrained: str | None) -> None:
+    """Let a network take what its published weights know: those of GoogLeNet and Inception want images in -1..1."""
+    if pretrained == "default" and hasattr(module, "transform_input"):
+        vars(module)["transform_input"] = True
+
+
+def trained(folder: Path) -> dict[str, Tensor]:
+    """The weights in a trial's checkpoint that are evaluated: the moving average where there is one.
+
+    Raises:
+        CheckpointError: the folder is not intact, or a loop of the user's own has written it in a form of its own.
+    """
+    state, _ = checkpoint.load(folder)
+    if "model" not in state:
+        raise checkpoint.CheckpointError(f"checkpoint {folder}: its form is that of the study's own train.loop.")
+    found: dict[str, Tensor] = state["stepper"]["ema"] or state["model"]
+    return found
 
 
 def _is_of_auxiliary(module: nn.Module, key: str) -> bool:
@@ -212,9 +230,7 @@ def _load(module: nn.Module, head: set[str], state: dict[str, Tensor]) -> str:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if (path.parent / checkpoint.MANIFEST).is_file():
-            trained, _ = checkpoint.load(path.parent)
-            average: dict[str, Tensor] | None = trained["stepper"]["ema"]
-            return average or trained["model"]
+            return trained(path.parent)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
