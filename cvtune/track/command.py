@@ -72,7 +72,7 @@ def list_leaving(folder: Path) -> Iterator[str]:
     material = Material(settings, folder, (read_json(folder / "study.json") or {}).get("provenance", {}), found)
     large = runs.is_large(settings, found)
     logged = [r for r in found.trials.values() if (r.epochs or r.reason) and runs.has_run(settings, r, large)]
-    own = study_run.describe(material)
+    own, classes = study_run.describe(material), runs.shown(material.provenance.get("classes") or ())
     tracking = settings.tracking
     entity = tracking.entity or os.environ.get("WANDB_ENTITY") or "your default entity"
     yield f"to project {tracking.project!r} of {entity}"
@@ -86,8 +86,9 @@ def list_leaving(folder: Path) -> Iterator[str]:
         begun = runs.of_trial(settings, material.provenance, record)
         yield f"  named like: {begun.name}"
         yield f"  config: {', '.join(begun.config)}"
-        yield f"  columns: step, {', '.join(next((row.values for row in runs.rows(settings, record, folder)), {}))}"
-        yield f"  summary: {', '.join(runs.summary(settings, record))}, test_*"
+        first = next((row.values for row in runs.rows(settings, record, folder, 0, classes)), {})
+        yield f"  columns: step, {', '.join(first)}"
+        yield f"  summary: {', '.join(runs.summary(settings, record, classes))}, test_*"
     yield f"1 run of the study; config: {', '.join(own.config)}; summary: {', '.join(study_run.summary(material))}"
     for name, table in study_run.tables(material).items():
         yield f"  table {name}: {len(table.rows)} rows of {', '.join(table.columns)}"
@@ -96,7 +97,7 @@ def list_leaving(folder: Path) -> Iterator[str]:
         yield f"  artifact {parcel.name} ({parcel.type}), {sum(parcel.sizes.values())} bytes"
         yield from (f"    {name}, {size} bytes" for name, size in parcel.sizes.items())
     if tracking.private:
-        yield "private: nothing about single images leaves"
+        yield "private: nothing about single images leaves, nor do weights"
     else:
         yield "strips show images, and tables name single ones; tracking.private=true keeps both here"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,29 +85,43 @@ def name(record: TrialRecord) -> str:
     return " ".join([record.trial, *(["control"] if record.role == "control" else []), *values])[:NAME]
 
 
-def rows(study: Study, record: TrialRecord, folder: Path, after: int = 0) -> Iterator[Row]:
+def rows(study: Study, record: TrialRecord, folder: Path, after: int = 0, classes: Sequence[str] = ()) -> Iterator[Row]:
     """The reports of a trial past step `after`, each with all its metrics; those that are no number are left out.
 
-    Strips are looked for in the study's `folder`.
+    Strips are looked for in the study's `folder`. `classes` are the names as they are shown, see `shown`.
     """
     names = changing(study, record.recipe)
     pictures = {} if study.tracking.private else strips.of_trial(folder / "trials" / record.trial)
     for event in record.epochs:
         if event["step"] <= after:
             continue
-        values = {key: v for metric in METRICS if metric != "step" for key, v in single(metric, event.get(metric))}
+        told = (single(metric, event.get(metric), classes) for metric in METRICS if metric != "step")
+        values = {key: value for pairs in told for key, value in pairs}
         values |= {"attempt": event["attempt"], "segment": event["segment"]}
         now = record.recipe_at(event["step"]).at(event["epoch"] - 1).flat() if names else {}
         values |= {f"{EFFECTIVE}{n}": now[n] for n in names if now[n] is not None}
         yield Row(event["step"], values, pictures.get(event["step"]))
 
 
-def single(metric: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A metric as it is sent: of one with a value per class each class by its number ("val_recall/0"), and no None."""
+def single(metric: str, value: Any, classes: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """A metric as it is sent: of one with a value per class each class ("val_recall/cat"), and no None.
+
+    A class is named by its number where `classes` does not name it.
+    """
     if isinstance(value, list):
-        yield from ((f"{metric}/{k}", one) for k, one in enumerate(value) if one is not None)
+        named = [*classes, *map(str, range(len(classes), len(value)))]
+        yield from ((f"{metric}/{name}", one) for name, one in zip(named, value, strict=False) if one is not None)
     elif value is not None:
         yield metric, value
+
+
+def shown(classes: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes as parts of W&B's keys, in which dots and slashes divide: these and other signs become "_".
+
+    Those that would then be alike get their number.
+    """
+    safe = [re.sub(r"[^\w -]", "_", name) for name in classes]
+    return tuple(f"{name} {k}" if safe.count(name) > 1 else name for k, name in enumerate(safe))
 
 
 def changing(study: Study, recipe: Recipe) -> tuple[str, ...]:
@@ -115,7 +130,7 @@ def changing(study: Study, recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*searched, *(key for _, values in recipe.changes for key in values)]))
 
 
-def summary(study: Study, record: TrialRecord) -> dict[str, Any]:
+def summary(study: Study, record: TrialRecord, classes: Sequence[str] = ()) -> dict[str, Any]:
     """Why a trial ended, what it cost and how good it was; named like the columns of the table `trials`."""
     sign = 1 if study.better == "max" else -1
     scored = [e for e in record.epochs if e[study.objective] is not None]
@@ -134,7 +149,7 @@ def summary(study: Study, record: TrialRecord) -> dict[str, Any]:
     if best:  # W&B keeps the best of the reports that it saw since a run was resumed
         found[study.objective] = {study.better: best[study.objective]}
     scores = [(key, value) for key, value in (record.test or {}).items() if key.startswith("test_")]
-    tested = dict(pair for scored in scores for pair in single(*scored))
+    tested = dict(pair for scored in scores for pair in single(*scored, classes))
     return {k: v for k, v in (found | tested).items() if v is not None and not _is_nan(v)}
 
 

@@ -23,6 +23,7 @@ from cvtune.study import Study
 from cvtune.track import runs
 from cvtune.track.runs import Run
 
+WEIGHTS = (".safetensors", ".onnx")
 ERRORS = 50  # rows of the table of the worst errors
 
 
@@ -188,8 +189,13 @@ def results(of: Material) -> Parcel | None:
 
 
 def best(of: Material) -> Parcel | None:
-    """What stands in `best/`."""
+    """What stands in `best/`; of a private study without the weights, from which single images may be recovered.
+
+    (Fredrikson et al. 2015, "Model inversion attacks"; Carlini et al. 2019, "The secret sharer".)
+    """
     files = {path.name: path for path in sorted((of.folder / "best").glob("*")) if path.is_file()}
+    if of.study.tracking.private:
+        files = {name: path for name, path in files.items() if path.suffix not in WEIGHTS}
     return Parcel(f"{of.study.name}-best", "model", files=files) if files else None
 
 

@@ -41,6 +41,7 @@ class Syncer:
         self._folder, self._online = folder, mode == "online"
         self._study = study.read(folder / "study.json")
         self._provenance: dict[str, Any] = content.get("provenance", {})
+        self._classes = runs.shown(self._provenance.get("classes") or ())
         self._tail, self._history = Tail(folder), History()
         self._cursor = Cursor(folder, target(self._study, mode))
         self._client: Client | None = None
@@ -120,7 +121,7 @@ class Syncer:
         if not self._online:
             self._remove(record.trial)
         told = self._tell(record)
-        told.summary(runs.summary(self._study, record))
+        told.summary(runs.summary(self._study, record, self._classes))
         self._finish(record.trial, runs.state(record), digest)
 
     def _tell(self, record: TrialRecord) -> Telling:
@@ -129,7 +130,7 @@ class Syncer:
         if told is None:
             told = self._open[record.trial] = self._begin(runs.of_trial(self._study, self._provenance, record))
             told.define(self._study.objective, self._study.better)
-        for row in runs.rows(self._study, record, self._folder, after=told.step):
+        for row in runs.rows(self._study, record, self._folder, told.step, self._classes):
             told.row(row)
         return told
 

@@ -229,6 +229,9 @@ def test_nothing_about_single_images_leaves_a_private_study(tmp_path: Path) -> N
     write.journal.append("winner", {"label": "default", "scores": {}, "failed": {}, "tied": []})
     (write.folder / "trials" / "00000").mkdir(parents=True)
     np.savez(write.folder / "trials" / "00000" / "test.npz", probabilities=np.eye(2, dtype=np.float32), labels=[1, 1])
+    (write.folder / "best").mkdir()
+    for name in ("model.safetensors", "model.onnx", "metrics.json", "README.md"):
+        (write.folder / "best" / name).write_bytes(b"x")
     (write.folder / "tables").mkdir()
     for name in ("trials", "predictions"):
         (write.folder / "tables" / f"{name}.parquet").write_bytes(b"PAR1")
@@ -237,8 +240,27 @@ def test_nothing_about_single_images_leaves_a_private_study(tmp_path: Path) -> N
         STUDY.model_copy(update={"tracking": Tracking(private=True)}), write.folder, CREATED, write.history()
     )
     leaving = {name: set(study_run.tables(of)) | _files(of) for name, of in (("open", open_to_all), ("p", private))}
-    assert leaving["open"] - leaving["p"] == {"worst_errors", "tables/predictions.parquet"}
-    assert "tables/trials.parquet" in leaving["p"]
+    weights = {"model.safetensors", "model.onnx"}  # single images may be recovered from them
+    assert leaving["open"] - leaving["p"] == {"worst_errors", "tables/predictions.parquet"} | weights
+    assert {"tables/trials.parquet", "metrics.json", "README.md"} <= leaving["p"]
+
+
+def test_classes_go_by_their_names_without_what_divides_a_key() -> None:
+    names = runs.shown(["cat", "a.b", "a/b", "\u00e9t\u00e9", "<img>", "big dog"])
+    assert names == ("cat", "a_b 1", "a_b 2", "\u00e9t\u00e9", "_img_", "big dog")
+    assert list(runs.single("val_iou", [0.5, None, 0.25], names)) == [("val_iou/cat", 0.5), ("val_iou/a_b 2", 0.25)]
+    assert list(runs.single("val_iou", [0.5, 0.25], names[:1])) == [("val_iou/cat", 0.5), ("val_iou/1", 0.25)]
+
+
+def test_rows_and_summaries_name_classes(tmp_path: Path) -> None:
+    write = Writer(tmp_path / "one")
+    trial = write.trial("confirm", [0.9], "completed", label="default")
+    write.journal.append("test", {"trial": trial, "test_accuracy": 0.5, "test_recall": [1.0, 0.25]})
+    record = write.history().trials[trial]
+    record.epochs[0]["val_recall"] = [0.5, 0.75]
+    (row,) = runs.rows(STUDY, record, write.folder, 0, ("a", "b"))
+    assert (row.values["val_recall/a"], row.values["val_recall/b"]) == (0.5, 0.75)
+    assert runs.summary(STUDY, record, ("a", "b"))["test_recall/b"] == 0.25
 
 
 def _files(of: Material) -> set[str]:
