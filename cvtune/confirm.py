@@ -120,9 +120,9 @@ def plan(study: Study, history: History) -> list[Planned]:
 
     Confirmed are the best `confirm.top` distinct recipes of the search (a population's winner as its schedule; with
     `confirm.per` as many for each value of that name), every candidate, and as baselines the study's own recipe
-    ("default") and the same with TrialAugment's fixed policy and default regularization ("trivial"). A confirming
-    trial counts for its label however it ended, and a finished noise trial as a seed of the default. Without a top and
-    without candidates nothing is planned.
+    ("default") and the same with TrivialAugment's fixed policy and default regularization ("trivial"), unless
+    `confirm.baselines` is off. A confirming trial counts for its label however it ended, and a finished noise trial as
+    a seed of the default. Without a top and without candidates nothing is planned.
     """
     missing = []
     for place, (label, recipe) in enumerate(_recipes(study, history).items()):
@@ -177,6 +177,8 @@ def _recipes(study: Study, history: History) -> dict[str, Recipe]:
     found |= {name: recipe.replace(seed) for name, recipe in study.candidates.items() if name not in found}
     plain = study.recipe.model_copy(update={"regularize": Regularize()})
     baselines = {DEFAULT: study.recipe, TRIVIAL: plain.replace({"augment.policy": "trivial"})}
+    if not study.confirm.baselines:
+        return found
     if study.recipe.train.loop is not None:
         del baselines[TRIVIAL]  # whether a loop of the user's own honors the policy is not known here
     for label, recipe in baselines.items():

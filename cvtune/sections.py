@@ -122,6 +122,11 @@ class Confirm(Section):
         "that they are compared at their best. None: the best of all.",
     )
     seeds: int = field(3, "Fresh seeds for each of them.", ge=2, le=100)
+    baselines: bool = field(
+        True,
+        "Whether the default recipe and TrivialAugment are confirmed beside them, which tells what the search has "
+        "gained; without, more seeds can be had in the same time.",
+    )
 
     @field_validator("per")
     @classmethod

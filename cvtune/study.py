@@ -136,11 +136,12 @@ class Study(Section):
 
     @property
     def most_confirmed(self) -> int:
-        """How many recipes are confirmed at most, both baselines included; 0: there is no confirmation."""
+        """How many recipes are confirmed at most, baselines included; 0: there is no confirmation."""
         if not self.confirm.top and not self.candidates:
             return 0
         per = self.space.domains.get(self.confirm.per or "")
-        return self.confirm.top * (len(per.values) if isinstance(per, Choice) else 1) + len(self.candidates) + 2
+        found = self.confirm.top * (len(per.values) if isinstance(per, Choice) else 1)
+        return found + len(self.candidates) + 2 * self.confirm.baselines
 
     @property
     def user_code(self) -> tuple[str, ...]:

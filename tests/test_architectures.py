@@ -216,6 +216,16 @@ def test_small_unet_has_half_a_million_weights_and_places_for_noise() -> None:
     assert [block[0].p for block in network._branches] == pytest.approx([i / 12 for i in range(7)])
 
 
+def test_what_small_unets_head_sees_cannot_die() -> None:
+    """Maps that are negative everywhere still tell one pixel from another, and their gradient reaches the image."""
+    network = build_model(recipe("small_unet", model__width=4), 2, 32, "segment")
+    last = network.module.decoder[-1]  # type: ignore[index,union-attr]
+    nn.init.constant_(last.norm2.bias, -100.0)
+    x = images(32).requires_grad_()
+    network.module.eval()(x).square().mean().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
 def test_small_unet_learns_where_a_disk_is() -> None:
     """To the pixel, though it computes at half the size: IoU of random disks."""
     torch.manual_seed(0)

@@ -78,6 +78,16 @@ def test_plan_takes_the_best_distinct_recipes_and_the_baselines() -> None:
     assert planned == plan(STUDY, record.history)
 
 
+def test_without_baselines_the_best_recipes_alone_are_confirmed_and_compared() -> None:
+    study = STUDY.set({"confirm.baselines": False, "confirm.top": 1})
+    record = searched()
+    assert counted(study, record) == {"00004": [0, 1, 2]} and study.most_confirmed == 1
+    for score in (0.5, 0.6, 0.7):
+        record.add("confirm", [score], label="00004")
+    winner = choose_winner(study, record.history)  # the noise trials are no seeds of anything here
+    assert winner == {"label": "00004", "scores": {"00004": [0.5, 0.6, 0.7]}, "failed": {}, "tied": []}
+
+
 def test_the_best_recipe_of_each_value_of_a_choice_is_confirmed() -> None:
     domains = {"optim.name": Choice("sgd", "adam"), "optim.lr": LogUniform(1e-4, 1e-1)}
     study = STUDY.model_copy(update={"space": space(domains), "confirm": Confirm(top=1, per="optim.name", seeds=2)})

@@ -2,7 +2,7 @@
 
     uv run cvtune run workflows/segmentation_optimizers.py
 
-Discs and squares on noise (see `shapes.py`), a small U-Net. The search draws each optimizer's rate and momentum from
+Discs and bars on noise (see `shapes.py`), a small U-Net. The search draws each optimizer's rate and momentum from
 its own range (`cvtune.priors.optimizer_space`), evenly (Sobol), and stops nobody: SGD starts slower. Then the best
 recipe of each (`confirm.per`) is trained again with five fresh seeds. The answer, with a 95 % interval of the
 difference on test images, ends the run and stands in `best/comparison.json`; recipes go by the number of their trial,
@@ -33,7 +33,7 @@ def study() -> Study:
                 "model.name": "small_unet",
                 "model.width": 8,
                 "optim.name": "sgd",  # the baseline: SGD as whoever only changes the name of the optimizer gets it
-                "max_epochs": 10,
+                "max_epochs": 16,
             }
         ),
         space=optimizer_space(("sgd", "adam")),

