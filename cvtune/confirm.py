@@ -26,11 +26,14 @@ from cvtune.errors import ConfigError, did_you_mean
 from cvtune.history import History, TrialRecord
 from cvtune.noise import FINISHED
 from cvtune.recipe import Recipe, Regularize
+from cvtune.regularize import BUNDLE, resolve
 from cvtune.schedule import as_changes
 from cvtune.study import Study
 
 FORMAT = 1  # of Comparison.to_json
 DEFAULT, TRIVIAL = "default", "trivial"  # labels of the baselines
+WITHOUT = "without "  # begins the label of a recipe with one knob left out: "without mixup of 00012"
+AUGMENTING = ("geometry", "color", "quality", "occlusion", "mixup", "cutmix")  # knobs of `augment`; 0 is off
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,11 @@ def plan(study: Study, history: History) -> list[Planned]:
     """The confirming trials that are still missing: first seeds first, so that a cut leaves each recipe some.
 
     Confirmed are the best `confirm.top` distinct recipes of the search (a population's winner as its schedule; with
-    `confirm.per` as many for each value of that name), every candidate, and as baselines the study's own recipe
-    ("default") and the same with TrivialAugment's fixed policy and default regularization ("trivial"), unless
-    `confirm.baselines` is off. A confirming trial counts for its label however it ended, and a finished noise trial as
-    a seed of the default. Without a top and without candidates nothing is planned.
+    `confirm.per` as many for each value of that name), with `confirm.ablate` also the best one with one knob left out
+    at a time, every candidate, and (unless `confirm.baselines` is off) as baselines the study's own recipe ("default")
+    and the same with TrialAugment's fixed policy and default regularization ("trivial"). A confirming trial counts for
+    its label however it ended, and a finished noise trial as a seed of the default. Without a top and without
+    candidates nothing is planned.
     """
     missing = []
     for place, (label, recipe) in enumerate(_recipes(study, history).items()):
@@ -157,7 +161,7 @@ def choose_winner(study: Study, history: History) -> dict[str, Any] | None:
     sign = 1.0 if study.better == "max" else -1.0
     means = {label: sign * float(np.mean(values)) for label, values in scores.items()}
     winner = max(means, key=lambda label: means[label])
-    return {"label": winner, "scores": scores, "failed": failed, "tied": _may_be_best(scores, means, winner)}
+    return {"label": winner, "scores": scores, "failed": failed, "tied": may_be_best(scores, means, winner)}
 
 
 def _recipes(study: Study, history: History) -> dict[str, Recipe]:
@@ -173,6 +177,9 @@ def _recipes(study: Study, history: History) -> dict[str, Recipe]:
             if recipe not in found.values():
                 found[record.trial] = recipe
                 taken[value] += 1
+    if study.confirm.ablate and found:
+        best = next(iter(found))
+        found |= without_one(best, found[best])
     seed = {"seed": study.recipe.seed}
     found |= {name: recipe.replace(seed) for name, recipe in study.candidates.items() if name not in found}
     plain = study.recipe.model_copy(update={"regularize": Regularize()})
@@ -185,6 +192,23 @@ def _recipes(study: Study, history: History) -> dict[str, Recipe]:
         if label not in found and recipe not in found.values():
             found[label] = recipe
     return found
+
+
+def without_one(label: str, recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe `label` with one knob of its two bundles switched off at a time, by label; none for what is off.
+
+    A knob that `changes` sets during training is left out too: it would come back.
+    """
+    whole, changed = resolve(recipe), {name for _, values in recipe.changes for name in values}
+    is_ours = recipe.augment.policy == "families"
+    augmenting = [f"augment.{k}" for k in AUGMENTING if recipe.augment.strength or k in ("mixup", "cutmix")]
+    knobs = [*(augmenting if is_ours else []), *(f"regularize.{knob}" for knob in BUNDLE)]
+    flat = whole.flat()
+    return {
+        f"{WITHOUT}{knob} of {label}": recipe.replace({knob: 0.0})
+        for knob in knobs
+        if flat[knob] and knob not in changed
+    }
 
 
 def _finished(study: Study, history: History, label: str) -> list[TrialRecord]:
@@ -201,8 +225,13 @@ def _is_finished(study: Study, record: TrialRecord) -> bool:
     return kept and record.reason in FINISHED
 
 
-def _may_be_best(scores: Mapping[str, Sequence[float]], means: Mapping[str, float], winner: str) -> list[str]:
-    """The labels but the winner's that are not shown to be worse; `means` are oriented so that more is better."""
+def may_be_best(scores: Mapping[str, Sequence[float] | Floats], means: Mapping[str, float], winner: str) -> list[str]:
+    """The labels but the winner's that are not shown to be worse; see `choose_winner`.
+
+    Args:
+        scores: of each label, one per seed.
+        means: of each label, oriented so that more is better.
+    """
     others = [label for label in scores if label != winner]
     freedom = sum(len(values) - 1 for values in scores.values())
     if not freedom or not others:

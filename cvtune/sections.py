@@ -127,6 +127,11 @@ class Confirm(Section):
         "Whether the default recipe and TrivialAugment are confirmed beside them, which tells what the search has "
         "gained; without, more seeds can be had in the same time.",
     )
+    ablate: bool = field(
+        False,
+        "Whether the best recipe is confirmed with one knob of its augmentation and regularization left out at a time "
+        "as well, which tells what each is worth.",
+    )
 
     @field_validator("per")
     @classmethod

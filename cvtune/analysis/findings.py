@@ -19,6 +19,10 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
+class Unsaid(Exception):
+    """The data cannot say this; the message is the reason, as a part of a sentence."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate and its interval; the owner says at which level."""
