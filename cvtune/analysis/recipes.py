@@ -23,7 +23,7 @@ from cvtune.analysis.response import Response
 from cvtune.analysis.surface import interval
 from cvtune.analysis.tables import Tables
 from cvtune.bootstrap import LEVEL
-from cvtune.confirm import DEFAULT, WITHOUT, may_be_best
+from cvtune.confirm import DEFAULT, TRIVIAL, WITHOUT, may_be_best
 from cvtune.noise import FINISHED
 
 ROUNDS = 4000
@@ -163,7 +163,9 @@ def per_class(tables: Tables) -> PerClass:
 def _weaker(tables: Tables, winner: str) -> str:
     """The confirmed recipe with the next weaker augmentation."""
     labels = set(tables.predictions["label"].astype(str)) - {winner}
-    kept = {n: _strength(tables, n) for n in labels if n != "trivial" and not n.startswith(WITHOUT)}
+    kept: dict[str, float] = {
+        str(n): _strength(tables, n) for n in labels if n != TRIVIAL and not n.startswith(WITHOUT)
+    }
     weaker = [name for name, strength in kept.items() if strength < _strength(tables, winner)]
     if not weaker:
         raise Unsaid(
