@@ -43,10 +43,16 @@ def cluster() -> Iterator[None]:
     try:
         with withheld():  # the key of W&B: all that Ray starts here would inherit it
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+    except Exception as error:  # Ray says by a bare Exception that its processes did not start in time
+        here = address == "local"
         raise ClusterError(
-            f"Ray could not be {'started here' if address == 'local' else f'reached at RAY_ADDRESS={address}'} "
-            f"({type(error).__name__}: {error}). Unset RAY_ADDRESS to run on this machine alone."
+            f"Ray could not be {'started here' if here else f'reached at RAY_ADDRESS={address}'} "
+            f"({type(error).__name__}: {error}). "
+            + (
+                "The same command again is safe; a machine that is very busy may need it."
+                if here
+                else "Unset RAY_ADDRESS to run on this machine alone."
+            )
         ) from error
     try:
         yield
