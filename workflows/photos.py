@@ -6,8 +6,9 @@ It reads the folder `photos` (`photos/<class>/*.jpg`), or whatever `--set data.s
 trained again with five fresh seeds. Baselines are left out: their time is worth more as seeds. Of few images there are
 few batches, so batches are small; the first trial is a guess from which the search may depart in either direction.
 
-Time: 26 minutes on two cores that had several times as much other work, for 1,769 training images (TrashNet).
-Expect: see `cvtune/docs/results.md`.
+Time: 26 minutes on two cores that had several times as much other work (measured: 1559 s, 21 trials and 297 epochs of
+1,769 photos of waste, TrashNet). Expect: there a test accuracy of 0.76 (five seeds, 0.755 to 0.770), which is 0.04
+above a plain Ray Tune search; `cvtune/docs/results.md` has the numbers.
 """
 
 from cvtune import ASHA, Budget, Confirm, LogUniform, Recipe, Sobol, Source, Study, Uniform, space
