@@ -109,17 +109,15 @@ class TrialActor(tune.Trainable):
             from cvtune import checkpoint
 
             limit_threads(config["cpu"])
-            recipe = Recipe.model_validate(config["recipe"])
-            loop = loop_of(recipe)
-            run = loop.Run(recipe, opened(config, recipe), workers=max(0, int(config["cpu"]) - 1))
+            loop, run = begun(config, workers=max(0, int(config["cpu"]) - 1))
             numbers = self._restore(run)
         if numbers is not None:
             yield numbers
         for epoch in loop.train(run, stop=self._pulse.stop):
             print(_line(epoch))
             try:  # before the checkpoint: an attempt that takes this up reports what it finds, and draws no more
-                if recipe.train.loop is None:
-                    draw_strip(run, config["strip"], self._place / "media")
+                if run.recipe.train.loop is None:
+                    draw_strip(getattr(run, "inner", run), config["strip"], self._place / "media")
             except OSError as error:
                 print(f"no strip of step {epoch.step}: {error}")
             place = self._place / "checkpoints" / str(epoch.step)
@@ -183,11 +181,16 @@ class TrialActor(tune.Trainable):
             yield
 
 
-def loop_of(recipe: Recipe) -> Any:
-    """The module whose `Run` and `train` carry the recipe out."""
-    from cvtune import own_loop, train
+def begun(config: dict[str, Any], workers: int = 0) -> tuple[Any, Any]:
+    """The module that carries a trial's recipe out (by `train` and `score_test`), and its Run at the beginning."""
+    from cvtune import folds, own_loop, train
 
-    return train if recipe.train.loop is None else own_loop
+    recipe = Recipe.model_validate(config["recipe"])
+    data = opened(config, recipe)
+    if recipe.data.folds:
+        return folds, folds.Run(recipe, data, folds.Terms(**config["folds"]), workers=workers)
+    loop = train if recipe.train.loop is None else own_loop
+    return loop, loop.Run(recipe, data, workers=workers)
 
 
 def reason_of(error: Exception) -> str:
@@ -297,18 +300,16 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     """
     import numpy as np
 
-    from cvtune import checkpoint, evaluation, own_loop
+    from cvtune import checkpoint
 
     settle(config)
     limit_threads(config["cpu"])
     folder = Path(config["study"]) / "trials" / config["trial"]
-    recipe = Recipe.model_validate(config["recipe"])
-    loop = loop_of(recipe)
-    run = loop.Run(recipe, opened(config, recipe))
+    loop, run = begun(config)
     if not any(_load(run, place) is not None for place in checkpoint.newest(folder)):
         raise DataError(f"trial {config['trial']} cannot be scored: no checkpoint in {folder} is intact.")
     metrics: dict[str, Any]
-    metrics, stored = (evaluation if recipe.train.loop is None else own_loop).score_test(run)
+    metrics, stored = loop.score_test(run)
     if run.data.test.groups is not None:
         stored["groups"] = run.data.test.groups
     content = io.BytesIO()

@@ -85,7 +85,7 @@ def winner_of(study: Study, history: History) -> tuple[TrialRecord, dict[str, An
     if not history.winners:
         return history.best(study)
     sign = 1 if study.better == "max" else -1
-    record = max(_seeds_of_winner(study, history), key=lambda r: sign * r.epochs[-1][study.objective])
+    record = max(_seeds_of_winner(study, history), key=lambda r: sign * confirm.final(study, r))
     return record, record.epochs[-1]
 
 

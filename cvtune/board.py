@@ -98,13 +98,13 @@ class Board:
         """A trial has trained one more epoch.
 
         Args:
-            epoch: `step`, `epoch` and the objective are looked at. Weights of max_epochs are not put to a population:
-                to change them would be for nothing.
+            epoch: `step`, and what `Study.score` and `Study.round` say of it, are looked at. Weights of max_epochs are
+                not put to a population: to change them would be for nothing.
             on_record: in replay, the acts that this call had. Values of exploits are taken from there, because a
                 Gaussian process fitted on another machine may differ in the last digit; who takes over whose weights
                 is decided again all the same.
         """
-        stub, over = self._live[trial], epoch["epoch"] >= self._study.recipe.max_epochs
+        stub, over = self._live[trial], self._study.round(epoch) >= self._study.recipe.rounds
         result = self._keep(stub, epoch)
         if result is None or (over and self._population):
             return Verdict("go")
@@ -112,7 +112,8 @@ class Board:
         reason = self._inner.reasons.get(trial, Reason(""))
         if over:
             answer = "stop" if answer == "pause" else answer  # there is nothing left to wait for
-            reason = Reason(f"max_epochs = {self._study.recipe.max_epochs}" if answer == "stop" else "")
+            length = "data.folds" if self._study.recipe.data.folds else "max_epochs"
+            reason = Reason(f"{length} = {self._study.recipe.rounds}" if answer == "stop" else "")
         if answer == "pause":
             stub.status = Trial.PAUSED
         if answer == "stop":
@@ -187,9 +188,9 @@ class Board:
 
     def _keep(self, stub: Any, epoch: Mapping[str, Any]) -> dict[str, Any] | None:
         """What a scheduler is told of a report, noted as the trial's newest; None if the objective is no number."""
-        score = epoch[self._study.objective]
+        score = self._study.score(epoch)
         self._steps[stub.trial_id] = epoch["step"]
-        result = {"step": epoch["step"], "epoch": epoch["epoch"], self._study.objective: score}
+        result = {"step": epoch["step"], "epoch": self._study.round(epoch), self._study.objective: score}
         saved = _Saved((stub.trial_id, epoch["step"]), result)
         stub.run_metadata.checkpoint_manager._latest_checkpoint_result = saved
         return result if score is not None and math.isfinite(score) else None

@@ -279,7 +279,7 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
     again = chosen.most_confirmed * chosen.confirm.seeds
     print(
         f"all checks passed; at most {chosen.budget.trials} trials, {noise} of the default recipe to measure noise, "
-        f"and {again} to confirm: {(chosen.budget.trials + noise + again) * chosen.recipe.max_epochs} epochs. "
+        f"and {again} to confirm: {(chosen.budget.trials + noise + again) * chosen.recipe.total_epochs} epochs. "
         "Nothing was trained.",
         file=sys.stderr,
     )

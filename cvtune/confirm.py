@@ -139,6 +139,8 @@ def plan(study: Study, history: History) -> list[Planned]:
 def choose_winner(study: Study, history: History) -> dict[str, Any] | None:
     """The recipe with the best mean objective on the validation images, at the last epoch of its confirming trials.
 
+    With folds a confirming trial trains on all of them as one of the search does, and counts by `final`.
+
     `tied` names the others that may still be the best. They come from multiple comparisons with the best (Hsu 1984,
     Annals of Statistics 12): a recipe is out once its mean lies further behind the winner's than a one-sided t
     quantile allows, at level 5 % divided by the number of comparisons (Bonferroni), with one variance for all. So
@@ -152,7 +154,7 @@ def choose_winner(study: Study, history: History) -> dict[str, Any] | None:
     failed: dict[str, list[str]] = {}
     records = compared(study, history)
     for record in records:
-        scores.setdefault(record.label or DEFAULT, []).append(float(record.epochs[-1][study.objective]))
+        scores.setdefault(record.label or DEFAULT, []).append(final(study, record))
     for record in history.of("confirm"):
         if record.reason is not None and record.trial not in {r.trial for r in records}:
             failed.setdefault(record.label, []).append(record.trial)
@@ -180,7 +182,7 @@ def _recipes(study: Study, history: History) -> dict[str, Recipe]:
     if study.confirm.ablate and found:
         best = next(iter(found))
         found |= without_one(best, found[best])
-    seed = {"seed": study.recipe.seed}
+    seed = {"seed": study.recipe.seed, "data.folds": study.recipe.data.folds}
     found |= {name: recipe.replace(seed) for name, recipe in study.candidates.items() if name not in found}
     plain = study.recipe.model_copy(update={"regularize": Regularize()})
     baselines = {DEFAULT: study.recipe, TRIVIAL: plain.replace({"augment.policy": "trivial"})}
@@ -209,6 +211,12 @@ def without_one(label: str, recipe: Recipe) -> dict[str, Recipe]:
         for knob in knobs
         if flat[knob] and knob not in changed
     }
+
+
+def final(study: Study, record: TrialRecord) -> float:
+    """The objective at the last epoch; with folds the mean over them of the objective at the last epoch of each."""
+    ends = [e for e in record.epochs if study.is_judged(e)] if study.recipe.data.folds else record.epochs[-1:]
+    return float(np.mean([e[study.objective] for e in ends]))
 
 
 def _finished(study: Study, history: History, label: str) -> list[TrialRecord]:

@@ -94,7 +94,7 @@ def rungs(study: Study) -> list[int]:
     """The epochs at which ASHA decides in this study: those of its first bracket below max_epochs; else none."""
     if not isinstance(study.scheduler, ASHA):
         return []
-    rules, most = study.scheduler, study.recipe.max_epochs
+    rules, most = study.scheduler, study.recipe.rounds
     return sorted({epoch for m in _milestones(rules, most, 0) if (epoch := math.ceil(m - 1e-9)) < most})
 
 
@@ -114,7 +114,7 @@ def would_have_stopped(study: Study, history: History) -> ControlReport:
     if len(controls) < NEEDED or not isinstance(study.scheduler, ASHA):
         return ControlReport(len(controls), (), None, None, study.objective)
     sign, rng = 1.0 if study.better == "max" else -1.0, np.random.default_rng(study.recipe.seed)
-    curves = sign * np.array([[e[study.objective] for e in record.epochs] for record in controls], float)
+    curves = sign * np.array([_curve(study, record) for record in controls], float)
     final = sign * np.array([score(study, record) for record in controls], float)
     strengths = np.array([strength(record.recipe) for record in controls])
     best, most = int(final.argmax()), curves.shape[1]
@@ -282,6 +282,11 @@ def _ranks(values: Floats) -> Floats:
 
 
 def _is_whole(study: Study, record: TrialRecord) -> bool:
-    scores = [e[study.objective] for e in record.epochs]
-    whole = len(scores) == study.recipe.max_epochs and all(v is not None and math.isfinite(v) for v in scores)
+    scores = _curve(study, record)
+    whole = len(scores) == study.recipe.rounds and all(map(math.isfinite, scores))
     return record.reason == "completed" and whole and score(study, record) is not None
+
+
+def _curve(study: Study, record: TrialRecord) -> list[float]:
+    """The score after each epoch, or each fold."""
+    return [value for e in record.epochs if (value := study.score(e)) is not None]

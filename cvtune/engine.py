@@ -83,6 +83,11 @@ class Setting:
             "folders": {name: str(Path(os.environ[name]).expanduser().absolute()) for name in named},
             "cpu": self.study.resources.cpu,
             "strip": self.study.tracking.strip,
+            "folds": {
+                "seed": self.study.data.split_seed,
+                "objective": self.study.objective,
+                "better": self.study.better,
+            },
             "hang_s": self.study.resources.hang_s,
             "halt": str(ray_folder / HALT),
         }

@@ -17,8 +17,8 @@ ByClass = list[float | None] | None  # one value per class; None where it does n
 Score = float | ByClass  # None where the task has none
 
 
-def _metric(description: str, unit: str = "", goal: str = "") -> Any:
-    return dataclasses.field(metadata={"description": description, "unit": unit, "goal": goal})
+def _metric(description: str, unit: str = "", goal: str = "", default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"description": description, "unit": unit, "goal": goal})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,15 @@ class Epoch:
         "Most images that go through the model at once: a batch, less with data.micro_batch or where memory ran out.",
         "images",
     )
+    fold: int | None = _metric(
+        "Fold that is trained, from 1: its images are the validation images. Null without data.folds.", default=None
+    )
+    folds: int | None = _metric("Folds that are finished with this report.", "folds", default=None)
+    folds_mean: float | None = _metric(
+        "At the end of a fold: mean over the finished folds of the best objective of each. Else null.", default=None
+    )
+    folds_sd: float | None = _metric("Standard deviation of what folds_mean is the mean of.", default=None)
+    fold_scores: ByClass = _metric("What folds_mean is the mean of, a value for each finished fold.", default=None)  # noqa: RUF009
 
     def numbers(self) -> dict[str, Score]:
         """The values by name, in the order of declaration; plain JSON but for NaN."""
@@ -80,7 +89,7 @@ class MetricDoc:
     description: str
     unit: str
     goal: str  # "max", "min", or "" when it is no objective
-    kind: type  # int, float, or list: one float per class
+    kind: type  # int, float, or list: one float per class (or fold)
     lacking: bool  # some tasks do not have it
 
 
@@ -90,10 +99,11 @@ METRICS: Mapping[str, MetricDoc] = types.MappingProxyType(
             f.metadata["description"],
             f.metadata["unit"],
             f.metadata["goal"],
-            int if f.type == "int" else list if f.type == "ByClass" else float,
-            f.type in ("float | None", "ByClass"),
+            int if str(f.type).startswith("int") else list if f.type == "ByClass" else float,
+            str(f.type).endswith(("| None", "ByClass")),
         )
         for f in dataclasses.fields(Epoch)
     }
 )
+FOLDS = ("fold", "folds", "folds_mean", "folds_sd", "fold_scores")  # what only data.folds gives
 OBJECTIVES: tuple[str, ...] = tuple(name for name, doc in METRICS.items() if doc.goal)

@@ -20,7 +20,7 @@ class Seen:
     """What is known of one point.
 
     Attributes:
-        reports: step -> objective, as far as the trial's weights are its own.
+        reports: step -> objective, as far as the trial's weights are its own; of folds only their number -> last mean.
         outcome: how it ended: `complete`, `stopped` early, `bad` (diverged, or above a limit), or `failed` for reasons
             that say nothing about the point.
     """
@@ -95,10 +95,13 @@ class Evidence:
             self._trials[event["trial"]] = Seen(values)
 
     def _report(self, seen: Seen, event: Mapping[str, Any]) -> None:
-        score = event[self._study.objective]
+        score = self._study.score(event)
         seen.above_limit |= self._study.over_limits(event) is not None
         if score is not None and math.isfinite(score) and not seen.adopted:
-            seen.reports[event["step"]] = score
+            if self._study.recipe.data.folds:
+                seen.reports = {self._study.round(event): score}  # a mean over more folds takes the place of the last
+            else:
+                seen.reports[event["step"]] = score
 
 
 def final_scores(seen: Sequence[Seen], sign: int) -> list[float | None]:

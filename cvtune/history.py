@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,23 @@ class TrialRecord:
     def age(self) -> int:
         """Age of the last reported weights in epochs: lower than `steps` after an exploit of a younger trial."""
         return int(self.epochs[-1]["epoch"]) if self.epochs else 0
+
+    def best(self, study: Study, epochs: Sequence[dict[str, Any]] | None = None) -> dict[str, Any] | None:
+        """The report by which this trial is ranked; None where no report has a score.
+
+        It is the best one, the first of equals; with folds the last, since a mean over few folds is no better than one
+        over many but only less sure. `epochs`: only these count.
+        """
+        scored = [e for e in (self.epochs if epochs is None else epochs) if study.score(e) is not None]
+        if study.recipe.data.folds:
+            return scored[-1] if scored else None
+        sign = 1.0 if study.better == "max" else -1.0
+        return max(scored, key=lambda e: sign * float(study.score(e) or 0), default=None)
+
+    def last(self, study: Study) -> float | None:
+        """The last report's score; with folds the last fold's."""
+        reports = [e for e in self.epochs if study.is_judged(e)]
+        return study.score(reports[-1]) if reports else None
 
     @property
     def current(self) -> Recipe:
@@ -186,16 +204,23 @@ class History:
         return ranked[0] if ranked else None
 
     def ranked(self, study: Study) -> list[tuple[TrialRecord, dict[str, Any]]]:
-        """Every trial of the search with its best epoch, the best first."""
+        """Every trial of the search with its best report (see `TrialRecord.best`), the best first.
+
+        With folds those come first that have finished more of them: a mean over a few may be better by their luck.
+        """
         sign = 1.0 if study.better == "max" else -1.0
         scored = []
         for record in self.trials.values():
             if record.role == "confirm" or record.reason in FAILED:
                 continue
-            epochs = [e for e in record.epochs if e[study.objective] is not None and not study.over_limits(e)]
-            if epochs:
-                scored.append((record, max(epochs, key=lambda e: (sign * e[study.objective], -e["step"]))))
-        return sorted(scored, key=lambda pair: (-sign * pair[1][study.objective], pair[0].index))
+            if best := record.best(study, [e for e in record.epochs if not study.over_limits(e)]):
+                scored.append((record, best))
+
+        def place(pair: tuple[TrialRecord, dict[str, Any]]) -> tuple[float, ...]:
+            folds = study.round(pair[1]) if study.recipe.data.folds else 0
+            return -folds, -sign * float(study.score(pair[1]) or 0), pair[0].index
+
+        return sorted(scored, key=place)
 
 
 def load(study: Path) -> History:

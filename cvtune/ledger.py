@@ -20,6 +20,7 @@ from cvtune.epoch import METRICS
 from cvtune.errors import CvtuneError
 from cvtune.history import History, TrialRecord
 from cvtune.journal import Journal
+from cvtune.objective import is_exhausted
 from cvtune.recipe import Recipe, Value
 from cvtune.study import Study
 from cvtune.suggest import Suggester, suggester
@@ -176,13 +177,14 @@ class Ledger:
         event |= {m: metrics.get(m) for m in METRICS} | {"answer": "go", "acts": [], "reason": None, "message": ""}
         wrong = self._disqualified(metrics)
         call = self.history.calls
-        if wrong is None and trial in self._followed:
+        judged = wrong is None and self.study.is_judged(metrics)
+        if judged and trial in self._followed:
             verdict = self.board.report(trial, metrics, call)
             event |= {"call": call, "answer": verdict.answer, "acts": list(verdict.acts), "action": verdict.action}
             event |= {"why": verdict.why, "arrival": verdict.arrival}
         event["reason"], event["message"] = wrong or self._over(record, metrics, event)
         if trial in self._followed and (event["reason"] is not None or event["answer"] == "stop"):
-            acts = self.board.finish(trial, None if wrong else metrics, call)
+            acts = self.board.finish(trial, metrics if judged else None, call)
             event |= {"call": call, "acts": [*event["acts"], *acts]}
         if event["answer"] == "stop" and event["reason"] is None:
             event["action"] = "would_stop"  # a control trial goes on whatever the scheduler says
@@ -221,7 +223,7 @@ class Ledger:
         self, record: TrialRecord, metrics: Mapping[str, Any], event: Mapping[str, Any]
     ) -> tuple[str | None, str]:
         """Why a report is its trial's last, in the order of precedence."""
-        if metrics["epoch"] >= record.recipe.max_epochs:
+        if self.study.round(metrics) >= self.study.recipe.rounds:
             return "completed", ""
         if event["answer"] == "stop" and record.role == "search":
             return "stopped_scheduler", event["why"]
@@ -240,9 +242,11 @@ class Ledger:
         return ("stopped_budget", broken) if broken else None
 
     def _out_of_patience(self, record: TrialRecord, metrics: Mapping[str, Any]) -> bool:
-        patience, sign = record.recipe.patience, 1 if self.study.better == "max" else -1
+        if self.study.recipe.data.folds:  # it ends the fold, which the trial's own process sees to
+            return False
+        sign = 1 if self.study.better == "max" else -1
         scores = [sign * e[self.study.objective] for e in (*record.epochs, metrics)]
-        return patience is not None and len(scores) > patience and max(scores[:-patience]) >= max(scores[-patience:])
+        return is_exhausted(scores, record.recipe.patience)
 
     def _compare_repeat(self, record: TrialRecord, metrics: Mapping[str, Any]) -> None:
         """A report that is known already: its checkpoint was lost and the epoch trained again."""

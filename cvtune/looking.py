@@ -40,7 +40,7 @@ def list_studies(storage: Storage = STUDIES) -> None:
         state = "running" if owner and lease.is_alive(owner) else "complete" if history.complete else "interrupted"
         best = history.best(settings)
         floor = noise_floor(settings, history)
-        score = f"{best[1][settings.objective]:.4f}{floor.spread if floor else ''}" if best else ""
+        score = f"{settings.score(best[1]):.4f}{floor.spread if floor else ''}" if best else ""
         trained = sum(len(r.epochs) for r in history.trials.values())
         table.add_row(
             settings.name,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cvtune.epoch import METRICS, Score
+from cvtune.epoch import FOLDS, METRICS, Score
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.recipe import FIELDS, Recipe
 from cvtune.schedulers import PB2, PBT
@@ -18,7 +18,9 @@ from cvtune.usercode import load_function
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-ALWAYS = frozenset({"max_epochs", "patience", "seed", "data.store_size", "train.loop"})  # cvtune sees to these itself
+ALWAYS = frozenset(  # cvtune sees to these itself
+    {"max_epochs", "patience", "seed", "data.store_size", "data.folds", "train.loop"}
+)
 BATCHES = frozenset(  # what `own_loop.Run.batches` and `own_loop.Run.evaluation` honor
     {
         *("data.image_size", "data.fit", "data.batch_size", "data.oversample"),
@@ -26,7 +28,7 @@ BATCHES = frozenset(  # what `own_loop.Run.batches` and `own_loop.Run.evaluation
         *(f"augment.{leaf}" for leaf in ("strength", "geometry", "color", "quality", "occlusion", "flip", "policy")),
     }
 )
-_FILLED = frozenset({"step", "epoch", "seconds"})  # by cvtune alone
+_FILLED = frozenset({"step", "epoch", "seconds", *FOLDS})  # by cvtune alone
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,15 @@ def score(study: Study, record: TrialRecord) -> float | None:
 
     It is the best epoch and not the last, everywhere in the search: for the noise floor, for controls and for ranks.
     Only the confirmation, which compares recipes and must not profit from luck, takes the last epoch. Epochs above a
-    limit of the study do not count. None where no epoch counts.
+    limit of the study do not count. With folds it is the last mean over them. None where no epoch counts.
     """
-    values = [e[study.objective] for e in record.epochs if not study.over_limits(e)]
-    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
-    if not finite:
-        return None
-    return max(finite) if study.better == "max" else min(finite)
+    sound = [e for e in record.epochs if not study.over_limits(e) and _is_finite(study.score(e))]
+    best = record.best(study, sound)
+    return None if best is None else study.score(best)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def noise_floor(study: Study, history: History) -> NoiseFloor | None:

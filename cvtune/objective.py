@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cvtune.epoch import OBJECTIVES
 
@@ -34,3 +34,8 @@ def choose(task: str, images: Mapping[str, int]) -> tuple[str, str]:
     if ratio > IMBALANCE:
         return "val_balanced_accuracy", f"{shown}, above {IMBALANCE:g}: accuracy would hardly see the small classes"
     return "val_accuracy", f"{shown}, not above {IMBALANCE:g}"
+
+
+def is_exhausted(scores: Sequence[float], patience: int | None) -> bool:
+    """Whether the last `patience` of the `scores`, of which more is better, hold none above all before them."""
+    return patience is not None and len(scores) > patience and max(scores[:-patience]) >= max(scores[-patience:])

@@ -64,14 +64,13 @@ def _about(settings: Study, history: History) -> dict[str, Any]:
 def _trial(settings: Study, record: TrialRecord) -> Any:
     from optuna.trial import TrialState, create_trial
 
-    reports = {e["step"]: e[settings.objective] for e in record.epochs if e[settings.objective] is not None}
-    sign = 1 if settings.better == "max" else -1
-    best = max(reports, key=lambda step: (sign * reports[step], -step)) if reports else None
+    reports = {e["step"]: score for e in record.epochs if (score := settings.score(e)) is not None}
+    best = record.best(settings)
     state = _state(record, bool(reports))
     values, distributions = _axes(settings, record)
     made = create_trial(
         state=getattr(TrialState, state),
-        value=reports[best] if best is not None and state in ("COMPLETE", "PRUNED") else None,
+        value=settings.score(best) if best is not None and state in ("COMPLETE", "PRUNED") else None,
         params=values,
         distributions=distributions,
         intermediate_values=reports,

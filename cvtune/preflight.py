@@ -107,8 +107,12 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         from cvtune.models.weights import digests  # late: torch
 
         weights = digests(pretrained)
+    from cvtune.data.folds import Folds
+
     stores = _Stores(study, cache)
     data = stores.of(study.recipe)
+    if study.recipe.data.folds:
+        Folds(data, study.recipe.data.folds, study.data.split_seed)  # says whether there are enough images
     if (study.confirm.top or study.candidates) and not len(data.test.labels):
         raise ConfigError(
             "confirm: the confirmed recipes are compared on test images, but there are none. Give some with "
@@ -219,6 +223,7 @@ def _try(recipe: Recipe, data: Any, study: Study) -> None:
     fast = recipe.replace(
         {
             "max_epochs": 1,
+            "data.folds": None,
             "changes": (),
             "data.train_fraction": 1.0,
             "optim.warmup_epochs": 0,

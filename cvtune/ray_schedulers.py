@@ -61,7 +61,7 @@ class Asha(Explained, AsyncHyperBandScheduler):
 
     def __init__(self, study: Study, rules: ASHA) -> None:
         super().__init__(
-            max_t=study.recipe.max_epochs,
+            max_t=study.recipe.rounds,
             grace_period=rules.grace_epochs,
             reduction_factor=rules.reduction_factor,
             brackets=rules.brackets,
@@ -69,10 +69,7 @@ class Asha(Explained, AsyncHyperBandScheduler):
         )
         self._rules, self._base = rules, study.recipe.flat()
         self._strata = [
-            [
-                Rungs(rules.grace_epochs, study.recipe.max_epochs, rules.reduction_factor, s)
-                for s in range(rules.brackets)
-            ]
+            [Rungs(rules.grace_epochs, study.recipe.rounds, rules.reduction_factor, s) for s in range(rules.brackets)]
             for _ in range(rules.strata)
         ]
 
@@ -142,7 +139,7 @@ class HyperBandRule(Explained, HyperBandScheduler):
     _state: dict[str, Any]
 
     def __init__(self, study: Study, rules: HyperBand) -> None:
-        super().__init__(max_t=study.recipe.max_epochs, reduction_factor=rules.reduction_factor, **common(study))
+        super().__init__(max_t=study.recipe.rounds, reduction_factor=rules.reduction_factor, **common(study))
 
     def wants_more(self) -> bool:
         bracket = self._state["bracket"]

@@ -48,6 +48,14 @@ class Data(Section):
     oversample: float = field(
         0.0, "How far rare classes are drawn more often: 0 natural frequencies, 1 all classes alike.", ge=0, le=1
     )
+    folds: int | None = field(
+        None,
+        "Parts that training and validation images are divided into. A trial trains once for each, validated on it, "
+        "and can be stopped after any (cross-validation; see docs/data.md). None, or 1: the ordinary split.",
+        unit="folds",
+        ge=1,
+        le=100,
+    )
     train_fraction: float = field(1.0, "Share of the training images that is used (stratified by class).", gt=0, le=1)
     report_images: int | None = field(
         None,
@@ -56,6 +64,11 @@ class Data(Section):
         unit="images",
         ge=8,
     )
+
+    @field_validator("folds")
+    @classmethod
+    def _one_is_none(cls, value: int | None) -> int | None:
+        return None if value == 1 else value
 
 
 class Augment(Section):
@@ -250,13 +263,16 @@ class Recipe(Section):
     train: Train = Train()
     max_epochs: int = field(
         27,
-        "Passes over the training images (see data.report_images); also the length of the rate schedule.",
+        "Passes over the training images (see data.report_images), of each fold; also the length of the rate schedule.",
         unit="epochs",
         ge=1,
         le=100000,
     )
     patience: int | None = field(
-        None, "Epochs without a better objective after which a trial ends; None: never.", unit="epochs", ge=1
+        None,
+        "Epochs without a better objective after which a trial, or its fold, ends; None: never.",
+        unit="epochs",
+        ge=1,
     )
     seed: int = field(0, "Seed of everything random in this trial.", ge=0, le=2**62)
     changes: tuple[tuple[int, dict[str, Value]], ...] = field(
@@ -284,6 +300,16 @@ class Recipe(Section):
     def flat(self) -> dict[str, Value]:
         """Every value under its dotted name (`changes` excepted, which is no single value)."""
         return {name: _get(self, name) for name in FIELDS}
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of a trial that nobody stops: `max_epochs`, for each fold where there are any."""
+        return self.max_epochs * (self.data.folds or 1)
+
+    @property
+    def rounds(self) -> int:
+        """How often a trial may be stopped by a scheduler, the end included: after each epoch, or after each fold."""
+        return self.data.folds or self.max_epochs
 
     @property
     def peak_lr(self) -> float:

@@ -66,7 +66,7 @@ TRIALS = (
     Column("searched", pa.string(), "The searched values as a JSON object."),
     Column("epochs", pa.int64(), "Reports of this trial.", "epochs"),
     Column("attempts", pa.int64(), "Processes that worked on it."),
-    Column("best", pa.float64(), "Best value of the objective."),
+    Column("best", pa.float64(), "Best value of the objective; with folds its last mean over them."),
     Column("best_step", pa.int64(), "Report that had it."),
     Column("last", pa.float64(), "Last value of the objective."),
     Column("seconds", pa.float64(), "Time spent training and evaluating.", "s"),
@@ -231,9 +231,7 @@ def _cached_by_change(record: TrialRecord) -> Callable[[int, int], dict[str, Any
 
 
 def _trial_row(settings: study.Study, record: TrialRecord, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    sign = 1 if settings.better == "max" else -1
-    scored = [e for e in record.epochs if e[settings.objective] is not None]
-    best = max(scored, key=lambda e: sign * e[settings.objective]) if scored else None
+    best = record.best(settings)
     return {
         "study": settings.name,
         "trial": record.trial,
@@ -245,9 +243,9 @@ def _trial_row(settings: study.Study, record: TrialRecord, provenance: Mapping[s
         "searched": json.dumps(record.values),
         "epochs": len(record.epochs),
         "attempts": record.attempt,
-        "best": best[settings.objective] if best else None,
+        "best": settings.score(best) if best else None,
         "best_step": best["step"] if best else None,
-        "last": record.epochs[-1][settings.objective] if record.epochs else None,
+        "last": record.last(settings),
         "seconds": float(sum(e["seconds"] or 0.0 for e in record.epochs)),
         "exploits": len(record.exploits),
         "node": record.node,

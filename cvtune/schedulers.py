@@ -42,7 +42,9 @@ class ASHA(Section):
     """
 
     name: Literal["asha"] = "asha"
-    grace_epochs: int = field(1, "First rung: no trial is stopped before this many epochs.", unit="epochs", ge=1)
+    grace_epochs: int = field(
+        1, "First rung: no trial is stopped before this many epochs (or folds).", unit="epochs", ge=1
+    )
     reduction_factor: float = field(3.0, "One in this many trials passes a rung; also the spacing of rungs.", gt=1)
     brackets: int = field(1, "Brackets with later and later first rungs (1: the most aggressive only).", ge=1, le=10)
     grace_by_strength: float = field(
@@ -106,7 +108,7 @@ class Median(Section):
     """
 
     name: Literal["median"] = "median"
-    grace_epochs: int = field(1, "No trial is stopped before this many epochs.", unit="epochs", ge=1)
+    grace_epochs: int = field(1, "No trial is stopped before this many epochs (or folds).", unit="epochs", ge=1)
     min_trials: int = field(
         3, "Other trials that must have come as far before one is stopped.", unit="trials", ge=1, le=10**6
     )
@@ -240,3 +242,14 @@ def _late_grace(grace_epochs: int, max_epochs: int, trials: int) -> str | None:
         f"scheduler.grace_epochs = {grace_epochs} is above max_epochs = {max_epochs}: no trial could ever be stopped. "
         "Lower it, or use scheduler.name=fifo."
     )
+
+
+def folds_refusal(scheduler: Scheduler, folds: int, refused: str | None) -> str | None:
+    """Why a scheduler cannot work with `data.folds`; `refused` is what it says itself of so many rounds."""
+    if isinstance(scheduler, PBT | PB2):
+        return (
+            f"data.folds = {folds} with scheduler.name = {scheduler.name}: a population takes over weights and changes "
+            "values in mid-training, but a recipe is to be the same on all folds, and each fold trains weights of its "
+            "own. Use scheduler.name=asha, or data.folds=null."
+        )
+    return refused and refused.replace("max_epochs", "data.folds")

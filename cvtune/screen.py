@@ -89,15 +89,18 @@ class Lines:
 
     def _epoch(self, event: dict[str, Any], record: TrialRecord) -> str:
         objective, sign = self._study.objective, 1 if self._study.better == "max" else -1
-        score = event[objective]
+        score = self._study.score(event)
         if score is not None and record.role != "confirm" and (self._best is None or sign * score > self._best[0]):
             self._best = sign * score, record.trial
         tail = f"  best {sign * self._best[0]:.4f} ({self._best[1]})" if self._best else ""
         over = f"  {event['reason']}" if event["reason"] else ""
         took = "".join(f"  {a['trial']} takes over {a['donor']}" for a in event["acts"] if a["act"] == "exploit")
         role = "" if record.role == "search" else f"{record.role} "
-        done = f"epoch {event['epoch']}/{record.recipe.max_epochs}"
-        return f"{role}trial {record.trial} {done} {objective} {show(score)}{tail}{over}{took}"
+        folds = record.recipe.data.folds
+        where = f"fold {event['fold']}/{folds} " if folds else ""
+        done = f"{where}epoch {event['epoch']}/{record.recipe.max_epochs}"
+        mean = f" (mean of {event['folds']}: {show(score)})" if folds and score is not None else ""
+        return f"{role}trial {record.trial} {done} {objective} {show(event[objective])}{mean}{tail}{over}{took}"
 
 
 def trials_table(study: Study, history: History, rows: int) -> Table:
@@ -124,11 +127,12 @@ def trials_table(study: Study, history: History, rows: int) -> Table:
         style = "bold green" if best and record is best[0] else "" if record.reason is None else "dim"
         state = record.reason or ("waiting" if record.waiting or record.segment < 0 else "running")
         state = state if record.role == "search" else f"{record.role} {state}"
-        last = show(record.epochs[-1][study.objective]) if record.epochs else ""
+        last = show(record.last(study))
         now = record.current.flat()
         values = [show(now[name] if name in record.values else None) for name in searched]
         top = show(_best(record, study)) if record.epochs else ""
-        table.add_row(record.trial, state, f"{record.age}/{record.recipe.max_epochs}", *values, top, last, style=style)
+        age = f"{record.steps if record.recipe.data.folds else record.age}/{record.recipe.total_epochs}"
+        table.add_row(record.trial, state, age, *values, top, last, style=style)
     if len(ranked) > rows:
         table.caption = f"and {len(ranked) - rows} more"
     return table
@@ -155,8 +159,8 @@ def summary(study: Study, history: History, folder: Path, seconds: float | None 
         spread = floor.spread if floor else ""
         facts.add_row(
             "best",
-            f"[bold green]{study.objective} = {epoch[study.objective]:.4f}{spread}[/]  "
-            f"trial {record.trial}, epoch {epoch['epoch']}",
+            f"[bold green]{study.objective} = {study.score(epoch):.4f}{spread}[/]  "
+            f"trial {record.trial}, {_when(study, epoch)}",
         )
         facts.add_row("recipe", _recipe_line(record, epoch["step"]))
     if floor:
@@ -168,9 +172,9 @@ def summary(study: Study, history: History, folder: Path, seconds: float | None 
         f"{len(history.trials)} trials, {sum(len(r.epochs) for r in history.trials.values())} epochs{took}"
         + (f"; the search ended with {ended}" if ended else ""),
     )
-    if full := sum(r.recipe.max_epochs for r in records if r.reason == "stopped_scheduler"):
+    if full := sum(r.recipe.total_epochs for r in records if r.reason == "stopped_scheduler"):
         saved = full - sum(len(r.epochs) for r in records if r.reason == "stopped_scheduler")
-        everything = sum(r.recipe.max_epochs for r in records)
+        everything = sum(r.recipe.total_epochs for r in records)
         facts.add_row(
             "saved", f"{study.scheduler.name.upper()} saved {saved} of {everything} epochs ({saved / everything:.0%})"
         )
@@ -244,6 +248,12 @@ def show(value: Value) -> str:
 
 
 def _best(record: TrialRecord, study: Study) -> float:
-    scores = [e[study.objective] for e in record.epochs if e[study.objective] is not None]
-    pick = max if study.better == "max" else min
-    return float(pick(scores)) if scores else float("nan")
+    best = record.best(study)
+    return float("nan") if best is None else float(study.score(best) or 0)
+
+
+def _when(study: Study, epoch: dict[str, Any]) -> str:
+    if not study.recipe.data.folds:
+        return f"epoch {epoch['epoch']}"
+    sd = "" if epoch["folds_sd"] is None else f", which differ by {epoch['folds_sd']:.2g} (standard deviation)"
+    return f"mean of {epoch['folds']} folds{sd}"

@@ -36,7 +36,7 @@ class Source(Section):
     )
     val_share: float = field(0.15, "Share split off for validation where the source has no val part.", gt=0, lt=0.5)
     test_share: float = field(0.15, "Share split off for the final test where the source has none.", ge=0, lt=0.5)
-    split_seed: int = field(0, "Seed of that split (stratified by class; groups stay whole).", ge=0, le=2**62)
+    split_seed: int = field(0, "Seed of that split and of data.folds (by class; groups stay whole).", ge=0, le=2**62)
     max_corrupt: float = field(
         0.01,
         "Share of images that is skipped and counted because they, or their masks, cannot be used; above it we refuse.",

@@ -92,6 +92,10 @@ class Space(Section):
                 "space: 'max_epochs' cannot be searched, because scores are compared at equal length of the rate "
                 "schedule. Set it, and let the scheduler stop trials early."
             )
+        if "data.folds" in self.domains:
+            raise ConfigError(
+                "space: 'data.folds' cannot be searched, because all trials are compared on the same folds. Set it."
+            )
         list(self.order())
         return self
 

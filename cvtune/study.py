@@ -19,7 +19,7 @@ from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.fields import Section, describe, field
 from cvtune.objective import AUTO
 from cvtune.recipe import FIELDS, Recipe, Value
-from cvtune.schedulers import ASHA, PB2, PBT, Scheduler
+from cvtune.schedulers import ASHA, PB2, PBT, Scheduler, folds_refusal
 from cvtune.searchers import Random, Searcher
 from cvtune.sections import ARCHIVES, MANIFESTS, TORCHVISION, Budget, Confirm, Resources, Source, Tracking
 from cvtune.space import Choice, LogUniform, Space, Uniform, space
@@ -98,8 +98,10 @@ class Study(Section):
             raise ConfigError(
                 f"mode = {self.mode!r}: {self.objective} is better the other way. Use {self.better!r} or leave it out."
             )
-        refused = self.scheduler.refusal(self.space, self.recipe.max_epochs, self.searcher.name, self.budget.trials)
+        refused = self.scheduler.refusal(self.space, self.recipe.rounds, self.searcher.name, self.budget.trials)
         refused = refused or self.searcher.refusal(self.space)
+        if folds := self.recipe.data.folds:
+            refused = folds_refusal(self.scheduler, folds, refused)
         if refused is not None:
             raise ConfigError(refused)
         searched = "data.image_size" in self.space.domains
@@ -123,11 +125,32 @@ class Study(Section):
                     f"candidates: {name!r} cannot name a recipe. Begin with a letter; use letters, digits, '.', '_' "
                     "and '-', at most 40; 'default' and 'trivial' are the baselines."
                 )
+            if (other := self.candidates[name].data.folds) not in (None, folds):
+                raise ConfigError(
+                    f"candidates: {name!r} has data.folds = {other}, the study {folds}: all recipes are compared "
+                    "alike. Leave it out there: the study's holds for all."
+                )
         for name in self.limits:
             if name not in METRICS or METRICS[name].kind is list:
                 numbers = [metric for metric, doc in METRICS.items() if doc.kind is not list]
                 raise ConfigError(f"limits.{name}: no trial reports this number. {did_you_mean(name, numbers)}")
         return self
+
+    def score(self, report: Mapping[str, Any]) -> float | None:
+        """What a report says of how good its trial is: the objective, with folds the mean over those finished.
+
+        None where it says nothing, as within a fold.
+        """
+        value: float | None = report.get("folds_mean" if self.recipe.data.folds else self.objective)
+        return value
+
+    def is_judged(self, report: Mapping[str, Any]) -> bool:
+        """Whether schedulers, searchers and ranks take notice of a report: of every one, but not within a fold."""
+        return not self.recipe.data.folds or report.get("folds_mean") is not None
+
+    def round(self, report: Mapping[str, Any]) -> int:
+        """How far a trial is at a report, of `recipe.rounds`: the age of its weights, or the folds finished."""
+        return int(report["folds" if self.recipe.data.folds else "epoch"])
 
     @property
     def better(self) -> Literal["max", "min"]:

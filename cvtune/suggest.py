@@ -276,11 +276,11 @@ def expected_improvement(study: Study, history: History, seed: int) -> float:
     points, scores = [], []
     for record in history.of("search", "control", "noise"):
         values = study.space.restrict(record.recipe.flat())
-        measured = [sign * e[study.objective] for e in record.epochs if e[study.objective] is not None]
+        best = record.best(study)
         sound = record.reason in RAN_OUT and not record.exploits and not any(map(study.over_limits, record.epochs))
-        if sound and measured and values is not None:
+        if sound and best is not None and values is not None:
             points.append(study.space.encode(values))
-            scores.append(max(measured))
+            scores.append(sign * float(study.score(best) or 0))
     if len(points) < MODELLED or not study.space.domains:
         return math.nan
     picked = Sobol().quantiles(len(study.space.domains), seed, 0, LOOKED_AT)

@@ -25,6 +25,7 @@ from cvtune.data.loader import Loader, derived_seed, report_order, subset
 from cvtune.epoch import Epoch
 from cvtune.errors import CvtuneError
 from cvtune.evaluation import Stopped, evaluate, never
+from cvtune.evaluation import score_test as score_test  # as `own_loop` and `folds` have one
 from cvtune.microbatch import MicroBatches, share_of
 from cvtune.models import build_model
 from cvtune.optim import Stepper

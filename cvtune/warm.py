@@ -64,13 +64,14 @@ def _observation(study: Study, record: TrialRecord) -> Observation | str:
     if record.reason in FAILED:
         return "failed"
     alone = record.exploits[0].step if record.exploits else record.steps
-    epochs = [e for e in record.epochs if e["step"] <= alone and e[study.objective] is not None]
-    if not epochs:
+    epochs = [e for e in record.epochs if e["step"] <= alone]
+    best = record.best(study, epochs)
+    if best is None:
         return "ended without a score"
     if any(map(study.over_limits, epochs)):
         return "above a limit of this study"
-    score = (max if study.better == "max" else min)(e[study.objective] for e in epochs)
     complete = record.reason in RAN_OUT and not record.exploits
+    score = float(study.score(best) or 0)
     return Observation(values=values, score=score, epochs=epochs[-1]["step"], complete=complete)
 
 

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "ranking", "loss", "microbatch"),
         *("strips", "tasks"),
     ),
-    ("history", "train", "evaluation", "own_loop", "lightning"),
+    ("history", "train", "evaluation", "own_loop", "folds", "lightning"),
     ("trained",),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
     ("explained", "population", "pb2", "ray_schedulers", "board", "analysis"),

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
         journal.append("segment", {"trial": name, "segment": 0, "attempt": 1, "step": 0, "node": "n", "pid": 1})
     for trial, step, score in (("00000", 1, 0.5), ("00001", 1, 0.25), ("00000", 2, float("nan"))):
         numbers = {**dict.fromkeys(METRICS, 0.5), "step": step, "epoch": step, "val_accuracy": score, "seconds": 2.0}
-        numbers |= {"val_recall": [0.25, None], "val_iou": None, "val_map": None}
+        numbers |= {"val_recall": [0.25, None], "val_iou": None, "val_map": None, "fold_scores": None}
         if trial == "00001":  # as an earlier version wrote it
             numbers = {name: value for name, value in numbers.items() if name not in NEWER}
         decided = {"answer": "go", "acts": [], "reason": None, "message": ""}

@@ -11,7 +11,7 @@ import torch
 
 from cvtune import checkpoint
 from cvtune.data import Dataset, Part, open_dataset
-from cvtune.epoch import METRICS, Epoch
+from cvtune.epoch import FOLDS, METRICS, Epoch
 from cvtune.errors import DataError
 from cvtune.evaluation import predict, score_test
 from cvtune.models import Network
@@ -59,7 +59,7 @@ def test_it_learns_and_every_number_is_sane(digits: Dataset) -> None:
     assert [e.step for e in epochs] == [e.epoch for e in epochs] == [1, 2, 3, 4, 5]
     last = epochs[-1].numbers()
     assert set(last) == set(METRICS)
-    assert {n for n, v in last.items() if v is None} == {"val_mean_iou", "val_dice", "val_map", "val_iou"}
+    assert {n for n, v in last.items() if v is None} == {"val_mean_iou", "val_dice", "val_map", "val_iou", *FOLDS}
     recall = last.pop("val_recall")
     assert len(recall) == 10 and min(recall) == last["val_worst_recall"] > 0.5
     last = {n: v for n, v in last.items() if v is not None}

@@ -1,4 +1,4 @@
-"""Splitting: which rows become train, val and test, by class and, where they are known, by group."""
+"""Splitting: which rows become train, val and test, or which fold, by class and, where they are known, by group."""
 
 from __future__ import annotations
 
@@ -32,10 +32,7 @@ def split(
             )
     if part.groups is None:
         return _by_class(source, part.labels, test_share)
-    _, groups = np.unique(part.groups, return_inverse=True)
-    members = np.zeros((groups.max() + 1, len(classes) + 1))  # of each group, images that show each class; and all
-    np.add.at(members, (groups[shown[0]], shown[1]), 1)
-    members[:, -1] = np.bincount(groups)
+    groups, members = _members(part.groups, shown, len(classes))
     shares = {"train": 1 - source.val_share - test_share, "val": source.val_share, "test": test_share}
     used = [name for name in PARTS if shares[name]]
     for name, count in zip(classes, (members[:, :-1] > 0).sum(axis=0).tolist(), strict=True):
@@ -48,6 +45,37 @@ def split(
     owner = np.empty(len(members), np.int64)
     owner[order] = _by_group(members[order], np.array([shares[name] for name in used]))
     return {name: np.flatnonzero(owner[groups] == (used.index(name) if name in used else -1)) for name in PARTS}
+
+
+def fold_of(labels: Labels, groups: Labels | None, folds: int, seed: int) -> Labels:
+    """The fold of each image, int64 (N,) in 0..folds-1; the same for the same arguments on every machine.
+
+    Stratified: of each class the folds hold the same number of images, and of all images, up to one. Groups stay
+    whole; then the numbers come as near to that as whole groups allow.
+
+    Args:
+        labels: int64 (N,), see `listing.Labelled`.
+        groups: int64 (N,), or None.
+    """
+    if groups is not None:
+        groups, members = _members(groups, (np.arange(len(labels)), labels), int(labels.max()) + 1)
+        order = np.random.default_rng(seed).permutation(len(members))
+        owner = np.empty(len(members), np.int64)
+        owner[order] = _by_group(members[order], np.full(folds, 1 / folds))
+        return np.asarray(owner[groups])
+    rows = [np.random.default_rng([seed, k]).permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)]
+    dealt = np.empty(len(labels), np.int64)
+    dealt[np.concatenate(rows)] = np.arange(len(labels)) % folds  # one class after the other, like cards
+    return dealt
+
+
+def _members(groups: Labels, shown: tuple[Labels, Labels], classes: int) -> tuple[Labels, npt.NDArray[np.float64]]:
+    """The groups as 0..G-1, int64 (N,); and of each the images that show each class, and all of them, (G, K + 1)."""
+    _, numbers = np.unique(groups, return_inverse=True)
+    members = np.zeros((numbers.max() + 1, classes + 1))
+    np.add.at(members, (numbers[shown[0]], shown[1]), 1)
+    members[:, -1] = np.bincount(numbers)
+    return numbers, members
 
 
 def _by_class(source: Source, labels: Labels, test_share: float) -> dict[str, Labels]:

@@ -204,6 +204,7 @@ def trained(folder: Path) -> dict[str, Tensor]:
         CheckpointError: the folder is not intact, or a loop of the user's own has written it in a form of its own.
     """
     state, _ = checkpoint.load(folder)
+    state = state.get("run", state)  # of a trial over folds: that of the fold
     if "model" not in state:
         raise checkpoint.CheckpointError(f"checkpoint {folder}: its form is that of the study's own train.loop.")
     found: dict[str, Tensor] = state["stepper"]["ema"] or state["model"]

@@ -154,7 +154,7 @@ def _steps(tables: Tables, rows: Rows, winner: int | None, best: list[int]) -> I
             end, limit = ("lower", domain.edges()[0]) if place <= EDGE else ("upper", domain.edges()[-1])
             if limit not in ENDS.get(column.name, ()):
                 yield f"Widen the range of {column.name}: the best value {value:.3g} is at its {end} end, {limit:.3g}."
-    if best and _still_rising(rows, best[0], study.better, study.recipe.max_epochs):
+    if best and not study.recipe.data.folds and _still_rising(rows, best[0], study.better, study.recipe.max_epochs):
         yield f"Train longer than {study.recipe.max_epochs} epochs: the best trial was still improving at the end."
     if compared is None:
         yield "Confirm the best recipes with fresh seeds (confirm.top) before you rely on a difference."

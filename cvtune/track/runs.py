@@ -132,9 +132,7 @@ def changing(study: Study, recipe: Recipe) -> tuple[str, ...]:
 
 def summary(study: Study, record: TrialRecord, classes: Sequence[str] = ()) -> dict[str, Any]:
     """Why a trial ended, what it cost and how good it was; named like the columns of the table `trials`."""
-    sign = 1 if study.better == "max" else -1
-    scored = [e for e in record.epochs if e[study.objective] is not None]
-    best = max(scored, key=lambda e: sign * e[study.objective]) if scored else None
+    best = record.best(study)
     found: dict[str, Any] = {
         "reason": record.reason,
         "message": record.message[:MESSAGE],
@@ -142,12 +140,12 @@ def summary(study: Study, record: TrialRecord, classes: Sequence[str] = ()) -> d
         "attempts": record.attempt,
         "exploits": len(record.exploits),
         "total_seconds": float(sum(e["seconds"] or 0.0 for e in record.epochs)),
-        "best": best and best[study.objective],
+        "best": best and study.score(best),
         "best_step": best and best["step"],
-        "last": record.epochs[-1][study.objective] if record.epochs else None,
+        "last": record.last(study),
     }
     if best:  # W&B keeps the best of the reports that it saw since a run was resumed
-        found[study.objective] = {study.better: best[study.objective]}
+        found[study.objective] = {study.better: study.score(best)}
     scores = [(key, value) for key, value in (record.test or {}).items() if key.startswith("test_")]
     tested = dict(pair for scored in scores for pair in single(*scored, classes))
     return {k: v for k, v in (found | tested).items() if v is not None and not _is_nan(v)}
@@ -173,10 +171,11 @@ def is_large(study: Study, history: History) -> bool:
 
 
 def first_rung(study: Study) -> int:
-    """Epochs that every trial gets before the scheduler may stop it; 0 for one that stops none."""
+    """Reports that every trial gets before the scheduler may stop it; 0 for one that stops none."""
+    each = study.recipe.max_epochs if study.recipe.data.folds else 1
     if isinstance(study.scheduler, ASHA | Median):
-        return study.scheduler.grace_epochs
-    return 1 if isinstance(study.scheduler, HyperBand) else 0
+        return each * study.scheduler.grace_epochs
+    return each if isinstance(study.scheduler, HyperBand) else 0
 
 
 def has_run(study: Study, record: TrialRecord, large: bool) -> bool:

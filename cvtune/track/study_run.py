@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cvtune.confirm import final
 from cvtune.durable import read_json
 from cvtune.history import FAILED, History
 from cvtune.noise import noise_floor
@@ -94,7 +95,7 @@ def summary(of: Material) -> dict[str, Any]:
         "complete": history.complete,
         "ended": history.terms[-1]["ended"] if history.terms else None,
         "noise_floor": floor and floor.sd,
-        "best": best and best[1][study.objective],
+        "best": best and study.score(best[1]),
         "best_trial": best and best[0].trial,
         "winner": history.winners[-1]["label"] if history.winners else None,
     }
@@ -127,7 +128,7 @@ def worst_errors(of: Material) -> Table | None:
     seeds = [r for r in seeds if (of.folder / "trials" / r.trial / "test.npz").is_file()]
     if not seeds:
         return None
-    best = max(seeds, key=lambda r: sign * (r.epochs[-1][of.study.objective] or -math.inf))
+    best = max(seeds, key=lambda r: sign * final(of.study, r))
     with np.load(of.folder / "trials" / best.trial / "test.npz", allow_pickle=False) as content:
         if "labels" not in content.files:  # of masks and tags an image has no one right class
             return None
