@@ -57,6 +57,7 @@ def folder(tmp_path: Path) -> Path:
         for step, score in enumerate(scores, 1):
             numbers = {
                 **dict.fromkeys(METRICS, 0.5),
+                "fold_scores": None,
                 "step": step,
                 "epoch": step,
                 "val_accuracy": score,
