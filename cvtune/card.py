@@ -83,7 +83,7 @@ def _scores(card: Card) -> Iterator[str]:
         yield "that. `per_class.csv` and, of images with one class, `confusion.csv` (rows: true classes) hold the rest."
     else:
         objective = card.study.objective
-        yield f"{objective} = {card.report[objective]:.4f} on the validation images, which is too good: it is the best"
+        yield f"{objective} = {card.study.score(card.report):.4f} on the validation images, which is too good: it is the best"
         yield "of many that were looked at. No test image was scored."
     for sentence in card.comparison:
         yield f"\n{plain(sentence)}"
