@@ -82,8 +82,8 @@ def _scores(card: Card) -> Iterator[str]:
         yield "The intervals are of these weights, over the choice of the test images (a bootstrap); other seeds add to"
         yield "that. `per_class.csv` and, of images with one class, `confusion.csv` (rows: true classes) hold the rest."
     else:
-        objective = card.study.objective
-        yield f"{objective} = {card.study.score(card.report):.4f} on the validation images, which is too good: it is the best"
+        objective, score = card.study.objective, card.study.score(card.report)
+        yield f"{objective} = {score:.4f} on the validation images, which is too good: it is the best"
         yield "of many that were looked at. No test image was scored."
     for sentence in card.comparison:
         yield f"\n{plain(sentence)}"
