@@ -16,7 +16,19 @@ from rich.text import Text
 from cvtune import __version__, reporting, study
 from cvtune.checks import Check
 from cvtune.errors import ClusterError, ConfigError, CvtuneError
-from cvtune.looking import STUDIES, Storage, export, find, list_studies, logs, screen_console, status, stop, sync
+from cvtune.looking import (
+    STUDIES,
+    Storage,
+    export,
+    find,
+    import_runs,
+    list_studies,
+    logs,
+    screen_console,
+    status,
+    stop,
+    sync,
+)
 from cvtune.using import best, predict
 
 app = typer.Typer(
@@ -286,6 +298,7 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
 
 
 app.command("list")(list_studies)
+app.command("import")(import_runs)
 for _command in (status, logs, stop, export, sync, reporting.report, reporting.compare, best, predict):
     app.command()(_command)
 

@@ -159,6 +159,36 @@ def export(
         print(file)
 
 
+def import_runs(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A CSV or Parquet file with a row per run, or per report; or a project of W&B as ENTITY/PROJECT.",
+            metavar="RUNS",
+        ),
+    ],
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="OURS=THEIRS", help="What a name of theirs means, such as optim.lr=learning_rate; /100."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study. Default: from the file or project.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Metric to compare by. Default: the first that is there.")
+    ] = None,
+    storage: Storage = STUDIES,
+) -> None:
+    """Make a study of runs that you already have, to look at and to warm-start from. Nothing is trained."""
+    from cvtune import imports
+
+    made = imports.import_runs(source, maps or [], storage, name, objective)
+    for line in made.lines:
+        print(line)
+    name = made.study.name
+    print(f"{made.folder}: see `cvtune status {name}`; to learn from it, `cvtune run ... --warm-start {name}`.")
+
+
 class SyncMode(StrEnum):
     online = "online"
     offline = "offline"
