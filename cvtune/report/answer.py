@@ -67,7 +67,7 @@ def answer(tables: Tables, findings: Findings, rows: Rows) -> Answer:
         sentences=tuple(said),
         cards=tuple(_cards(tables, findings, rows, best)),
         recipe=recipe,
-        steps=tuple(_steps(tables, rows, winner, best)),
+        steps=tuple(_steps(tables, rows, winner)),
         warnings=(*findings.warnings, *_warnings(tables, rows)),
     )
 
@@ -141,7 +141,7 @@ def _place(domain: Any, value: Any) -> float | None:
     return domain.quantile(value) if domain.contains(value) else None
 
 
-def _steps(tables: Tables, rows: Rows, winner: int | None, best: list[int]) -> Iterator[str]:
+def _steps(tables: Tables, rows: Rows, winner: int | None) -> Iterator[str]:
     """What to change next, from what is seen in the rows; the analysis adds its own sentences."""
     study, compared = tables.study, tables.comparison
     if winner is None:
@@ -154,8 +154,6 @@ def _steps(tables: Tables, rows: Rows, winner: int | None, best: list[int]) -> I
             end, limit = ("lower", domain.edges()[0]) if place <= EDGE else ("upper", domain.edges()[-1])
             if limit not in ENDS.get(column.name, ()):
                 yield f"Widen the range of {column.name}: the best value {value:.3g} is at its {end} end, {limit:.3g}."
-    if best and not study.recipe.data.folds and _still_rising(rows, best[0], study.better, study.recipe.max_epochs):
-        yield f"Train longer than {study.recipe.max_epochs} epochs: the best trial was still improving at the end."
     if compared is None:
         yield "Confirm the best recipes with fresh seeds (confirm.top) before you rely on a difference."
     elif "default" in compared.get("tied", ()):
@@ -163,16 +161,6 @@ def _steps(tables: Tables, rows: Rows, winner: int | None, best: list[int]) -> I
             "Keep the default recipe where you must choose now, or measure more finely: more seeds (confirm.seeds) or "
             "more test images. The gain of the winner may be chance."
         )
-
-
-def _still_rising(rows: Rows, i: int, better: str, max_epochs: int) -> bool:
-    """Whether a trial that trained to the end had its best score in the last report, and rose over the last third."""
-    curve = [v for v in rows.curves[i] if v is not None]
-    if rows.column("epochs")[i] < max_epochs or len(curve) < 6:
-        return False
-    sign = 1 if better == "max" else -1
-    third = [sign * v for v in curve[-max(2, len(curve) // 3) :]]
-    return third[-1] == max(third) and third[-1] > third[0] and sign * curve[-1] >= sign * (rows.column("best")[i])
 
 
 def _warnings(tables: Tables, rows: Rows) -> Iterator[str]:

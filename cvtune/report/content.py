@@ -103,7 +103,8 @@ def _example(folder: Path, tables: Tables, rows: Rows, i: int, what: str) -> Exa
     return Example(
         what=what,
         trial=trial,
-        told=f"{objective} {score:.4f} after {epochs} epochs, {rows.column('state')[i]}. " + ", ".join(values),
+        told=f"{objective} {score:.4f} after {epochs} epoch{'s' * (epochs != 1)}, {rows.column('state')[i]}. "
+        + ", ".join(values),
         steps=tuple(int(tables.epochs["step"][row]) for row in found),
         val=tuple(_known(tables.epochs[objective][row]) for row in found),
         clean=tuple(clean) or (None,) * len(found),

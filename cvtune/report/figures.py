@@ -20,6 +20,7 @@ from cvtune.report.rows import Column, Rows
 
 SCALE = "Cividis"  # ordered alike for people with and without color blindness
 BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe & Ito's
+EDGE = "#17202a"  # of the sweet spot and of trials, which lie where the surface is bright
 HATCH = 22  # crosses along each side of the grid at most
 BARS = 16  # importances that are shown
 CHOICES = 40  # values of a text column that the parallel coordinates name; the rest are "others"
@@ -48,8 +49,7 @@ def surface(found: Surface, ridge: Ridge | None, better: str, profile: bool = Fa
         figure.add_trace(_star(best.x, best.y))
     figure.update_xaxes(_axis(found.x))
     figure.update_yaxes(_axis(found.y))
-    legend = {"orientation": "h", "y": -0.2, "x": 0, "yanchor": "top"}
-    return _bare(figure, 540, legend=legend, margin={"l": 60, "r": 10, "t": 10, "b": 110})
+    return _bare(figure, 470, showlegend=False, margin={"l": 60, "r": 10, "t": 10, "b": 60})
 
 
 def importance(found: Sequence[Importance]) -> go.Figure:
@@ -96,17 +96,29 @@ def parallel(rows: Rows, objective: str, better: str) -> tuple[go.Figure, list[i
     return _bare(figure, 400, margin={"l": 90, "r": 70, "t": 50, "b": 20}), drawn
 
 
-def excerpt(steps: Sequence[float], solid: Sequence[Any], dashed: Sequence[Any], names: tuple[str, str]) -> go.Figure:
-    """The curve of one trial on the validation images, and beside it the same on clean training images if known."""
+def excerpt(
+    steps: Sequence[float],
+    solid: Sequence[Any],
+    dashed: Sequence[Any],
+    names: tuple[str, str],
+    frame: tuple[float, tuple[float, float]],
+) -> go.Figure:
+    """The curve of one trial on the validation images, and beside it the same on clean training images if known.
+
+    Args:
+        frame: last epoch of the axis, lowest and highest score; alike for curves to be compared.
+    """
     figure = go.Figure(go.Scatter(x=steps, y=solid, mode="lines+markers", name=names[0], line={"color": BLUE}))
     if any(value is not None for value in dashed):
         line = {"color": VERMILION, "dash": "dot"}
-        figure.add_trace(go.Scatter(x=steps, y=dashed, mode="lines", name=names[1], line=line))
+        figure.add_trace(go.Scatter(x=steps, y=dashed, mode="lines+markers", name=names[1], line=line))
     figure.update_traces(marker={"size": 5})
-    figure.update_xaxes(title={"text": "epoch", "standoff": 4}, rangemode="tozero", tickformat="d", nticks=8)
-    figure.update_yaxes(automargin=True, nticks=6)
+    last, (low, high) = frame
+    pad = 0.05 * ((high - low) or 1.0)
+    figure.update_xaxes(title={"text": "epoch", "standoff": 4}, range=[0, 1.03 * last], nticks=6)
+    figure.update_yaxes(range=[low - pad, high + pad], nticks=6)
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    return _bare(figure, 250, legend=legend, margin={"l": 50, "r": 10, "t": 30, "b": 40})
+    return _bare(figure, 250, legend=legend, showlegend=True, margin={"l": 45, "r": 10, "t": 30, "b": 40})
 
 
 def gap(found: Gap, axes: tuple[str, str]) -> go.Figure:
@@ -178,11 +190,10 @@ def _outline(found: Surface) -> Any:
         y=found.y.values,
         z=z,
         contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
-        line={"color": "#ffffff", "width": 2.5},
+        line={"color": EDGE, "width": 2.5},
         showscale=False,
         hoverinfo="skip",
         name="sweet spot (90 %)",
-        showlegend=True,
     )
 
 
@@ -192,7 +203,7 @@ def _ridge(ridge: Ridge) -> list[Any]:
     band = {"fill": "toself", "fillcolor": "rgba(213,94,0,0.13)", "line": {"width": 0}, "hoverinfo": "skip"}
     line = {"color": VERMILION, "width": 2.5, "dash": "dash"}
     return [
-        go.Scatter(x=x, y=y, mode="lines", showlegend=False, **band),
+        go.Scatter(x=x, y=y, mode="lines", **band),
         go.Scatter(x=ridge.x, y=ridge.y, mode="lines", line=line, hoverinfo="skip", name="ridge: best y for each x"),
     ]
 
@@ -210,7 +221,7 @@ def _dots(found: Surface, better: str, low: float, high: float) -> Any:
         "reversescale": better == "min",
         "cmin": low,
         "cmax": high,
-        "line": {"width": 1.2, "color": "#ffffff"},
+        "line": {"width": 1.2, "color": EDGE},
     }
     name = "trial (area: epochs trained)"
     return go.Scatter(x=dots.x, y=dots.y, mode="markers", marker=marker, text=told, hoverinfo="text", name=name)

@@ -25,9 +25,13 @@
   }
 
   function lines(name) { // the parallel coordinates take their ink from the trace
-    const figure = data.figures[name];
-    return name !== "parallel" ? figure.data : figure.data.map((trace) => ({
-      ...trace, labelfont: { color: css("--ink"), size: 13 }, tickfont: { color: css("--ink"), size: 11 },
+    if (name !== "parallel") return data.figures[name].data;
+    // The best lines stand out on either paper: bright on dark, dark on light.
+    const shades = dark.matches ? CIVIDIS.slice(2) : CIVIDIS.slice(0, 9).reverse();
+    const colorscale = shades.map((color, n) => [n / (shades.length - 1), color]);
+    return data.figures[name].data.map((trace) => ({
+      ...trace, line: { ...trace.line, colorscale },
+      labelfont: { color: css("--ink"), size: 13 }, tickfont: { color: css("--ink"), size: 11 },
       rangefont: { color: "rgba(0,0,0,0)", size: 1 },
       unselected: { line: { color: css("--soft"), opacity: 0.08 } },
     }));
@@ -98,7 +102,7 @@
           refresh();
         });
         input.setAttribute("aria-label", `Filter ${column.name}`);
-        input.placeholder = column.form === "text" ? "part of it" : ">, <, a..b";
+        input.placeholder = "filter";
         input.addEventListener("input", () => { state.filters[k] = input.value; refresh(); });
         th.append(button, input);
         tr.append(th);

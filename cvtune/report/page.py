@@ -100,10 +100,18 @@ def _figures(content: Content) -> dict[str, go.Figure]:
     if found.gap is not None:
         drawn["gap"] = figures.gap(found.gap, AXES)
     for example in content.examples:
-        drawn[f"curve-{example.what}"] = figures.excerpt(example.steps, example.val, example.clean, example.metrics)
+        curves_of = (example.steps, example.val, example.clean, example.metrics)
+        drawn[f"curve-{example.what}"] = figures.excerpt(*curves_of, _frame(content))
     if content.schedule is not None:
         drawn["schedule"] = curves.schedule_figure(content.schedule)
     return drawn
+
+
+def _frame(content: Content) -> tuple[float, tuple[float, float]]:
+    """The last epoch, and the lowest and highest score of the trials that are shown one by one."""
+    seen = [v for example in content.examples for v in (*example.val, *example.clean) if v is not None]
+    last = max(step for example in content.examples for step in example.steps)
+    return float(last), (min(seen), max(seen))
 
 
 def picture(path: Path) -> Markup:

@@ -102,7 +102,7 @@ def _columns(tables: Tables) -> tuple[Column, ...]:
         Column("best", "score", f"Best {study.objective}. {score}"),
         Column("last", "score", f"Last {study.objective}."),
         *told,
-        Column("minutes", "number", "Time spent training and evaluating.", "min"),
+        Column("minutes", "number", "Minutes spent training and evaluating."),
     ]
     for name, domain in study.space.domains.items():
         doc = FIELDS[name]
