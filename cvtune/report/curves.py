@@ -76,6 +76,11 @@ def points_figure(points: Sequence[tuple[Any, ...]], axes: tuple[str, str], obje
     return figure
 
 
+def figure_of(content: Mapping[str, Any]) -> go.Figure:
+    """A figure from its own JSON, such as `report/surface.json`."""
+    return go.Figure(content)
+
+
 def write_html(figure: go.Figure, path: Path) -> None:
     """Write a figure as one file that needs nothing else, not even a network (about 5 MB).
 

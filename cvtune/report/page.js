@@ -164,15 +164,12 @@
 
     function reset() {
       state.filters = columns.map(() => "");
-      state.brushed = null;
       table.querySelectorAll("thead input").forEach((input) => { input.value = ""; });
       const node = document.querySelector('[data-figure="parallel"]');
-      if (node) {
-        for (const dimension of data.figures.parallel.data[0].dimensions) delete dimension.constraintrange;
-        Plotly.newPlot(node, lines("parallel"), themed(data.figures.parallel.layout), config)
-          .then(() => node.on("plotly_restyle", () => brush(node)));
-      }
-      refresh();
+      if (state.brushed) { // the page is refreshed by `brush`
+        const free = node.data[0].dimensions.map((_, k) => [`dimensions[${k}].constraintrange`, null]);
+        Plotly.restyle(node, Object.fromEntries(free));
+      } else refresh();
     }
 
     // --- Learning curves: one line per color, broken between trials, so that thousands of trials stay quick.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cvtune.analysis import analyse
 from cvtune.durable import write_whole
-from cvtune.report import stills
+from cvtune.report import figures, stills
 from cvtune.report.content import Content, gather
 from cvtune.report.page import render
 from cvtune.report.pictures import FOLDER, Pictures, bring
@@ -32,6 +32,10 @@ def write_report(folder: Path, cache: Path | None = None, with_images: bool = Tr
     pictures = _pictures(folder, content, cache) if with_images else Pictures(None, {})
     for name, picture in stills.draw(content).items():
         write_whole(folder / FOLDER / f"{name}.png", picture)
+    found = content.findings
+    if found.surface is not None:  # for tracking
+        drawn = figures.surface(found.surface, found.ridge, tables.study.better)
+        write_whole(folder / FOLDER / "surface.json", drawn.to_json())
     write_whole(folder / PAGE, render(content, pictures))
     return folder / PAGE
 

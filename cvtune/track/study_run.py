@@ -168,6 +168,16 @@ def points(of: Material) -> Any:
     return curves.points_figure(points, STRENGTHS, of.study.objective)
 
 
+def surface(of: Material) -> Any:
+    """A plotly figure of the expected score over the two strengths, as the report has drawn it; None without one."""
+    content = read_json(of.folder / "report" / "surface.json")
+    if content is None:
+        return None
+    from cvtune.report import curves
+
+    return curves.figure_of(content)
+
+
 def data_manifest(of: Material) -> Parcel | None:
     """Which images the study was trained on: fingerprint, classes and counts, not the images.
 
@@ -200,6 +210,14 @@ def best(of: Material) -> Parcel | None:
     return Parcel(f"{of.study.name}-best", "model", files=files) if files else None
 
 
+def report(of: Material) -> Parcel | None:
+    """The report; it shows single images."""
+    if of.study.tracking.private:
+        return None
+    files = _existing(of.folder, "report.html")
+    return Parcel(f"{of.study.name}-report", "report", files=files) if files else None
+
+
 # name, what makes it of the material, whether it shows single images
 TABLES: tuple[tuple[str, Callable[[Material], Table | None], bool], ...] = (
     ("trials", trials, False),
@@ -208,8 +226,9 @@ TABLES: tuple[tuple[str, Callable[[Material], Table | None], bool], ...] = (
 PLOTS: tuple[tuple[str, Callable[[Material], Any], bool], ...] = (
     ("schedule", schedule, False),
     ("trials_over_strengths", points, False),
+    ("surface", surface, False),
 )
-PARCELS: tuple[Callable[[Material], Parcel | None], ...] = (data_manifest, results, best)
+PARCELS: tuple[Callable[[Material], Parcel | None], ...] = (data_manifest, results, best, report)
 
 
 def tables(of: Material) -> dict[str, Table]:

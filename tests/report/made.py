@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cvtune.analysis.findings import Axis, Dots, Findings, Importance, Interval, Point, Ridge, Surface
+from cvtune.best import write_best
 from cvtune.epoch import METRICS
 from cvtune.history import load
 from cvtune.journal import Journal
@@ -17,7 +18,6 @@ from cvtune.recipe import Recipe
 from cvtune.results import write_tables
 from cvtune.space import Choice, LogUniform, Uniform, space
 from cvtune.study import Study
-from cvtune.study_folder import write_best
 
 ODD = "<img src=x onerror=\"document.title='broken'\"> & \"quoted\" 'é' </script>"
 CLASSES = (ODD, "cat", "dog", "a rather long name of a class that nobody would want to read twice")
@@ -111,8 +111,10 @@ def _confirm(journal: Journal, study: Study, folder: Path, best: int, after: int
         trials[name] = right
     scores = {label: [0.9, 0.91, 0.9] for label in (winner, "default")}
     journal.append("winner", {"label": winner, "scores": scores, "failed": {}, "tied": []})
+    hard = rng.random(IMAGES) < 0.04  # wrong whatever the seed
     for name, right in trials.items():
         guess = np.where(rng.random(IMAGES) < right, labels, rng.integers(len(CLASSES), size=IMAGES))
+        guess = np.where(hard, (labels + 1) % len(CLASSES), guess)
         chance = np.full((IMAGES, len(CLASSES)), 0.02, np.float32)
         chance[np.arange(IMAGES), guess] = 1 - 0.02 * (len(CLASSES) - 1)
         place = folder / "trials" / name
