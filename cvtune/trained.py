@@ -166,11 +166,14 @@ class Model:
         part = Part(images, np.zeros(len(images), np.int64))
         return torch.cat([logits.cpu() for logits, _ in predictions(self._run, part, never, None)])
 
-    def seen(self, images: Sequence[Pixels]) -> Tensor:
-        """What the network is given of images as `kept` gives them: float32 (N, C, S, S), normalized, on its device."""
+    def batch(self, images: Sequence[Pixels]) -> Tensor:
+        """Squares (N, S, S, C) on the CPU as evaluation sees them, of images as `kept` gives them."""
         final = self._run.final
-        batch = evaluation_batch(images, range(len(images)), final.image_size, final.fit)
-        return self._run.normalized(torch.from_numpy(batch))
+        return torch.from_numpy(evaluation_batch(images, range(len(images)), final.image_size, final.fit))
+
+    def normalized(self, batch: Tensor) -> Tensor:
+        """What the network is given of a `batch`: float32 (N, C, S, S) on its device."""
+        return self._run.normalized(batch)
 
 
 def _check_code(about: About) -> None:

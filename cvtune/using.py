@@ -17,6 +17,7 @@ from cvtune.looking import STUDIES, Storage, find
 Named = Annotated[str, typer.Argument(help="Name of a study, its folder, or a copy of its best/.", metavar="STUDY")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 SHOWN = 3  # classes that a line of `predict` names
+CHECKED = 32  # validation images on which ONNX is compared with torch
 BROKEN = 3  # exit code where files could not be read
 
 
@@ -25,13 +26,19 @@ def best(
     storage: Storage = STUDIES,
     as_json: AsJson = False,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Write best/model.onnx instead, checked against torch on --check images.")
+        bool, typer.Option("--onnx", help="Write best/model.onnx instead, checked on the study's validation images.")
     ] = False,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder for decoded images, with --onnx.", envvar="CVTUNE_CACHE")
+    ] = None,
 ) -> None:
     """Print the best recipe of a study as a workflow that trains it: `cvtune best STUDY > w.py && cvtune run w.py`."""
     from cvtune.recipe import Recipe
     from cvtune.workflow import workflow_of
 
+    if onnx:
+        _write_onnx(weights_of(str(best_folder(name, storage).parent), storage), cache)
+        return
     folder = best_folder(name, storage)
     settings = study.read(folder.parent / "study.json")
     metrics: dict[str, Any] = read_json(folder / "metrics.json") or {}
@@ -79,6 +86,21 @@ def predict(
     if broken:
         print(f"{broken} of {len(found)} images could not be read.", file=sys.stderr)
         raise typer.Exit(BROKEN)
+
+
+def _write_onnx(weights: Path, cache: Path | None) -> None:
+    from cvtune.data import cache_folder, open_dataset
+    from cvtune.onnx_file import TOLERANCE, export
+    from cvtune.trained import Model
+
+    settings, model = study.read(weights.parents[1] / "study.json"), Model(weights, "cpu")
+    data = open_dataset(settings.data, model.about.recipe.largest, cache_folder(cache), None, 1)
+    if data.fingerprint != model.about.fingerprint:
+        print(f"note: {settings.data.source} has other images than the model was trained on.", file=sys.stderr)
+    images = [data.val.images[i] for i in range(min(CHECKED, len(data.val.labels)))]
+    path = weights.with_name("model.onnx")
+    apart = export(model, path, images)
+    print(f"{path}: on {len(images)} validation images within {apart:.1g} of torch's logits (at most {TOLERANCE:g})")
 
 
 def best_folder(name: str, storage: Path) -> Path:

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("trained",),
     ("noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
     ("explained", "population", "pb2", "ray_schedulers", "board", "analysis"),
-    ("results", "fetch", "preflight", "report", "predict", "card", "best"),
+    ("results", "fetch", "preflight", "report", "predict", "card", "best", "onnx_file"),
     ("optuna_storage", "exports", "past", "mapping"),
     ("track",),
     ("screen", "sweep", "ledger", "study_folder"),
@@ -61,6 +61,9 @@ FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may imp
     "plotly": ("report",),
     "jinja2": ("report",),
     "huggingface_hub": ("models.weights",),
+    "onnx": ("onnx_file",),
+    "onnxruntime": ("onnx_file",),
+    "onnxscript": ("onnx_file",),
     "timm": ("models.extras",),
     "segmentation_models_pytorch": ("models.extras",),
 }

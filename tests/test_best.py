@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from typer.testing import CliRunner
 
-from cvtune import best, checkpoint, lease, study
+from cvtune import best, checkpoint, lease, onnx_file, study
 from cvtune.card import plain
 from cvtune.cli import app
 from cvtune.durable import read_json
@@ -219,6 +219,34 @@ def test_best_as_json(done: Finished) -> None:
 def test_a_wrong_name_is_helped(done: Finished) -> None:
     code, _, said = call("best", "smal", "--storage", str(done.folder.parent))
     assert code == 2 and "Did you mean 'small'?" in said
+
+
+# ONNX
+
+
+class Undecided(torch.nn.Module):
+    """What it computes depends on the values in a batch: no graph can hold that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) if float(x.sum().item()) > 0 else x.amax((2, 3))
+
+
+def test_onnx_says_what_torch_says(copy: Path, done: Finished) -> None:
+    import onnxruntime
+
+    images = [done.data.test.images[i] for i in range(5)]
+    model, path = Model(copy / "best", "cpu"), copy / "best" / "model.onnx"
+    assert onnx_file.export(model, path, images) <= onnx_file.TOLERANCE
+    session = onnxruntime.InferenceSession(path)
+    assert np.allclose(session.run(None, {"images": model.batch(images).numpy()})[0], model.logits(images), atol=1e-4)
+
+
+def test_a_network_that_cannot_be_exported_is_refused_by_name(copy: Path, done: Finished) -> None:
+    model, path = Model(copy / "best", "cpu"), copy / "best" / "model.onnx"
+    model.module = Undecided()
+    with pytest.raises(ConfigError, match=r"small_resnet.*cannot be written as ONNX.*with torch instead"):
+        onnx_file.export(model, path, [done.data.test.images[0]])
+    assert not path.exists()
 
 
 def test_a_model_of_a_newer_version_or_none_of_ours_is_refused(tmp_path: Path) -> None:
