@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from cvtune.recipe import Recipe
 from cvtune.results import test_predictions
 from cvtune.schedulers import PB2, PBT
 from cvtune.study import Study
+
+if TYPE_CHECKING:
+    from cvtune.data.listing import Task
 
 FORMAT = 1  # of metrics.json; the keys of a report stand beside it
 ROUNDS = 1000  # of the bootstrap of each metric
@@ -57,7 +60,8 @@ def write_best(study: Study, folder: Path, history: History) -> None:
     if best is None:
         return
     record, report = best
-    provenance = (read_json(folder / "study.json") or {}).get("provenance", {})
+    noted = (read_json(folder / "study.json") or {}).get("provenance", {})
+    provenance = {"task": _task_of(report), **noted}  # a study that was begun by an earlier version did not note it
     recipe = record.recipe if record.role == "confirm" else schedule.as_changes(study, history, record.trial)
     classes = names_of(provenance, report)
     tested = tested_by(study, folder, record, classes) if record.test is not None else None
@@ -167,6 +171,13 @@ def _on_validation(report: Mapping[str, Any], classes: Sequence[str]) -> list[Ro
     ]
 
 
+def _task_of(report: Mapping[str, Any]) -> Task:
+    """The task whose metrics a report has."""
+    if report.get("val_mean_iou") is not None:
+        return "segment"
+    return "multilabel" if report.get("val_map") is not None else "classify"
+
+
 def _seeds_of_winner(study: Study, history: History) -> list[TrialRecord]:
     label = history.winners[-1]["label"]
     return [r for r in confirm.compared(study, history) if (r.label or "default") == label]
@@ -203,7 +214,7 @@ def _write_weights(
         told |= {"step": kept["step"], "epoch": kept["epoch"], "score": kept[study.objective]}
         origin = {"name": study.name, "trial": record.trial, "step": kept["step"]}
         about = trained.About(
-            provenance.get("task") or "classify",
+            provenance["task"],
             names_of(provenance, record.epochs[-1]),
             recipe,
             provenance.get("data_fingerprint") or "",

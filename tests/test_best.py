@@ -175,6 +175,16 @@ def test_a_study_without_best_gets_one_unless_it_runs(copy: Path) -> None:
     assert code == 0 and "def study" in text and (copy / "best" / "model.safetensors").is_file()
 
 
+def test_a_study_begun_before_tasks_were_noted_still_has_its_task(copy: Path) -> None:
+    content = json.loads((copy / "study.json").read_text())
+    del content["provenance"]["task"]
+    (copy / "study.json").write_text(json.dumps(content))
+    best.write_best(study.read(copy / "study.json"), copy, best_history(copy))
+    assert Model(copy / "best", "cpu").about.task == "classify"
+    assert best._task_of({"val_mean_iou": 0.0, "val_map": None}) == "segment"
+    assert best._task_of({"val_mean_iou": None, "val_map": 0.5}) == "multilabel"
+
+
 def test_an_unconfirmed_best_says_so(tmp_path: Path) -> None:
     recipe = Recipe().replace({**TINY, "max_epochs": 1, "data.train_fraction": 0.05})
     plain_study = Study(name="bare", objective="val_accuracy", recipe=recipe, confirm=Confirm(top=0))
