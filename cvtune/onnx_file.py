@@ -40,7 +40,7 @@ def export(model: Model, path: Path, images: Sequence[Pixels]) -> float:
     """
     try:
         import onnx  # noqa: F401 - what torch needs to export
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"--onnx needs the package {error.name!r}: {INSTALL}.") from None
@@ -89,7 +89,7 @@ def _exported(module: nn.Module, batch: Tensor) -> bytes:
         torch.onnx.export(
             module.eval(),
             (pair,),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # it takes whatever can be written to
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("N")},),
