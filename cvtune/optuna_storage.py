@@ -74,7 +74,7 @@ def _trial(settings: Study, record: TrialRecord) -> Any:
         params=values,
         distributions=distributions,
         intermediate_values=reports,
-        user_attrs=_attributes(record, best and best["step"]),
+        user_attrs=_attributes(record, best["step"] if best else None),
     )
     made.datetime_start = datetime.fromtimestamp(record.proposed)  # without a zone, as Optuna's own
     if record.ended is not None:
