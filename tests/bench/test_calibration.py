@@ -1,0 +1,28 @@
+"""A small, seeded version of the study of calibration: what the analysis says of simulated studies is mostly true."""
+
+from __future__ import annotations
+
+import numpy as np
+from calibration import KINDS, repetition, simulated, world
+
+
+def test_what_is_said_of_simulated_studies_is_mostly_true() -> None:
+    """Twelve studies of 32 trials under ASHA without an interaction, twelve with one of -4 logits."""
+    plain = [repetition("peak", "random", number, 32, -4.0) for number in range(12)]
+    tilted = [repetition("ridge", "random", number, 32, -4.0) for number in range(12)]
+    assert sum(row["region"] for row in plain + tilted) >= 20
+    assert np.mean([row["band"] for row in plain + tilted]) >= 0.85
+    assert np.mean([row["area"] for row in plain + tilted]) <= 0.3
+    assert sum(row["alarm"] for row in plain) <= 1
+    assert sum(row["right_sign"] for row in tilted) >= 8
+    assert sum(row["slope"] for row in plain + tilted) >= 20
+
+
+def test_every_kind_is_simulated_with_stopped_trials() -> None:
+    for kind in KINDS:
+        rng = np.random.default_rng(0)
+        tables = simulated(world(kind, rng, -4.0), "random", 0, rng, 16)
+        steps = np.unique(tables.epochs["trial"].astype(str), return_counts=True)[1]
+        assert len(steps) == 19
+        assert steps.min() < steps.max() == 9
+        assert ((tables.epochs["val_accuracy"] > 0) & (tables.epochs["val_accuracy"] <= 1)).all()
