@@ -321,15 +321,10 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
 def draw_strip(run: Any, count: int, folder: Path) -> None:
     """Draw what `run` makes of `count` validation images; see `strips.py`."""
     from cvtune import strips
-    from cvtune.data.loader import evaluation_batch
-    from cvtune.evaluation import predict
+    from cvtune.evaluation import strip_of
 
-    part, data = run.data.val, run.final
-    chosen = strips.choose(part.labels, count)
-    if len(chosen):
-        logits, targets = predict(run, part, indices=chosen)
-        images = evaluation_batch(part.images, chosen, data.image_size, data.fit)
-        strips.save(folder, run.step, run.task.strip(images, targets, logits, run.data.classes))
+    if (picture := strip_of(run, count)) is not None:
+        strips.save(folder, run.step, picture)
 
 
 def _line(epoch: Epoch) -> str:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from cvtune import strips
 from cvtune.data import Part
 from cvtune.data.loader import evaluation_batch, evaluation_targets
 from cvtune.epoch import METRICS, Score
@@ -80,6 +82,17 @@ def predict(
     return torch.cat(logits).cpu(), torch.cat(targets)
 
 
+def strip_of(run: Run, count: int) -> Image.Image | None:
+    """A picture of what the current weights make of `count` validation images, see `strips.py`; None of no images."""
+    part, data = run.data.val, run.final
+    chosen = strips.choose(part.labels, count)
+    if not len(chosen):
+        return None
+    logits, targets = predict(run, part, indices=chosen)
+    images = evaluation_batch(part.images, chosen, data.image_size, data.fit)
+    return run.task.strip(images, targets, logits, run.data.classes)
+
+
 @torch.inference_mode()
 def predictions(
     run: Run, part: Part, stop: Callable[[], bool], indices: np.ndarray | None
@@ -87,15 +100,16 @@ def predictions(
     """Batch by batch logits float32 on the device, (N, K) or (N, K, S, S), and targets as in `loader.Batch`.
 
     The images are not augmented, the weights those that are evaluated (`optim.ema`). Sets `run.image_ms` at the end.
-    A batch of masks is no larger than what training takes at once, for which memory is known to suffice.
+    A batch is no larger than the parts that training takes a batch in, where it does (`data.micro_batch`, or what
+    memory allowed), and one of masks no larger than a batch of training: for these memory is known to suffice.
 
     Raises:
         Stopped: `stop`, asked before every batch, said so.
     """
     indices = np.arange(len(part.labels)) if indices is None else indices
     module, data, laps = run.stepper.evaluated, run.final, []
-    at_once = min(data.batch_size, run.micro.size or data.batch_size)
-    most = EVALUATION_BATCH if part.masks is None else min(EVALUATION_BATCH, at_once)
+    at_once = EVALUATION_BATCH if part.masks is None else data.batch_size
+    most = min(EVALUATION_BATCH, at_once, run.micro.size or at_once)
     module.eval()
     for start in range(0, len(indices), most):
         if stop():

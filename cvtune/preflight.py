@@ -122,7 +122,7 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
 
     objective, why = _objective(study, data)
     settled = study.settled(objective)
-    check_objective(settled.objective, data.task)
+    check_objective(settled.objective, data.task, settled.limits)
     import torch  # late: a folder without images should not wait for it
 
     torch.set_num_threads(1)  # Ray starts beside this
@@ -134,7 +134,8 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         except Exception as error:  # whatever user code or an unlucky combination may raise
             what = f"{name}: " if name else ""
             raise ConfigError(
-                f"{what}training one step on four images failed with {told(error)}. Correct it; nothing was trained."
+                f"{what}training on four images and scoring them failed with {told(error)}. Correct it; "
+                "nothing was trained."
             ) from None
     from cvtune import augment, regularize
 
@@ -200,11 +201,12 @@ def corners(study: Study) -> Iterator[tuple[str, Recipe]]:
 
 
 def _try(recipe: Recipe, data: Any, study: Study) -> None:
-    """Train one step on two images. The number of classes is the real one, so a wrong head shows here."""
+    """Train one step on four images, score them, and draw their strip, with all classes: a wrong head shows here."""
     import dataclasses
 
     import numpy as np
 
+    from cvtune.evaluation import evaluate, score_test, strip_of
     from cvtune.models import check_model
     from cvtune.regularize import resolve
     from cvtune.train import Run, one_pass
@@ -250,6 +252,10 @@ def _try(recipe: Recipe, data: Any, study: Study) -> None:
                 "small_resnet or torchvision:resnet18, or one size."
             ) from None
     one_pass(run, resolve(fast), seed=0, stop=lambda: False)
+    evaluate(run)
+    score_test(run)
+    if study.tracking.strip:
+        strip_of(run, study.tracking.strip)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from pydantic import ValidationError, field_validator, model_validator
 
-from cvtune.epoch import METRICS, OBJECTIVES
+from cvtune.epoch import FOLDS, METRICS, OBJECTIVES
 from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.fields import Section, describe, field
 from cvtune.objective import AUTO
@@ -131,8 +131,8 @@ class Study(Section):
                     "alike. Leave it out there: the study's holds for all."
                 )
         for name in self.limits:
-            if name not in METRICS or METRICS[name].kind is list:
-                numbers = [metric for metric, doc in METRICS.items() if doc.kind is not list]
+            numbers = [metric for metric, doc in METRICS.items() if doc.kind is not list and metric not in FOLDS]
+            if name not in numbers:
                 raise ConfigError(f"limits.{name}: no trial reports this number. {did_you_mean(name, numbers)}")
         return self
 

@@ -149,10 +149,12 @@ class Run:
             "model": self.model.module.state_dict(),
             "stepper": self.stepper.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
+            "micro_batch": self.micro.size,  # what fits was found once
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.epoch = state["step"], state["epoch"]
+        self.micro.size = state.get("micro_batch", self.micro.size)  # earlier versions did not save it
         self.model.module.load_state_dict(state["model"])
         self.stepper.load_state_dict(state["stepper"])
         if self.scaler and state["scaler"]:  # a GPU that needs no scaler may have saved it

@@ -57,6 +57,33 @@ def test_a_model_of_one_size_is_refused_by_name_where_images_grow(
     assert "32 and cannot take 16 px" in str(e.value) and "small_resnet" in str(e.value)
 
 
+SCORED = """
+from torch import nn
+
+class Half(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))
+
+    def forward(self, x):
+        if not self.training and len(x) == 4:  # a look at its shapes is not enough
+            raise RuntimeError("nobody tried to score me")
+        return self.layers(x)
+
+def model(num_classes, recipe):
+    return Half(num_classes)
+"""
+
+
+def test_a_network_that_trains_but_cannot_be_scored_is_found_before_the_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cvtune_test_half.py").write_text(SCORED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"and scoring them failed with .*nobody tried to score me"):
+        prepare(a_study(recipe=BASE.replace({"model.name": "python:cvtune_test_half:model"})), tmp_path)
+
+
 def test_a_range_of_sizes_is_refused_unless_one_store_serves_them_all(tmp_path: Path) -> None:
     sizes = space({"data.image_size": IntUniform(8, 24)})
     with pytest.raises(ConfigError, match=r"decoded and kept once for every size\. Search a Choice"):

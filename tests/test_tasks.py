@@ -321,6 +321,12 @@ def test_an_objective_that_the_task_does_not_have_is_refused() -> None:
         check_objective("val_mean_iou", "classify")
 
 
+def test_a_limit_on_what_the_task_does_not_have_is_refused() -> None:
+    check_objective("val_map", "multilabel", ["parameters", "val_loss", "train_loss"])
+    with pytest.raises(ConfigError, match=r"limits\.val_dice could never be broken.*'classify'.*val_"):
+        check_objective("val_accuracy", "classify", ["parameters", "val_dice"])
+
+
 # --- training -------------------------------------------------------------------------------------------------------
 
 

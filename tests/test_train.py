@@ -464,3 +464,19 @@ def test_every_batch_size_trains(digits: Dataset, batch: int) -> None:
     )
     (epoch,) = train(Run(recipe, digits))
     assert math.isfinite(epoch.train_loss) and epoch.micro_batch == batch
+
+
+def test_what_fits_into_memory_is_found_once_and_holds_for_scores_and_resumed_runs(digits: Dataset) -> None:
+    run, asked = Run(SMALL, digits), list[int]()
+    run.micro.size = 50  # as after memory ran out
+    again = Run(SMALL, digits)
+    again.load_state_dict(run.state_dict())
+    assert again.micro.size == 50
+    hook = again.stepper.evaluated.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
+    predict(again, digits.val)
+    hook.remove()
+    assert max(asked) == 50 and sum(asked) == len(digits.val.labels)
+    old = {name: value for name, value in run.state_dict().items() if name != "micro_batch"}
+    fresh = Run(SMALL, digits)
+    fresh.load_state_dict(old)
+    assert fresh.micro.size is None

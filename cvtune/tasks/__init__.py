@@ -5,7 +5,7 @@ Targets are those of `data.loader.Batch`: labels int64 (N,), tags float32 (N, K)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,8 +62,8 @@ class Rules(Protocol):
 RULES: Mapping[Task, Rules] = {"classify": Classify(), "multilabel": Multilabel(), "segment": Segment()}
 
 
-def check_objective(objective: str, task: Task) -> None:
-    """Whether a task has the metric that a study compares its trials by.
+def check_objective(objective: str, task: Task, limits: Iterable[str] = ()) -> None:
+    """Whether a task has the metric that a study compares its trials by, and those that it limits.
 
     Raises:
         ConfigError: it has not.
@@ -74,3 +74,9 @@ def check_objective(objective: str, task: Task) -> None:
             f"objective = {objective!r} has no value where the task is {task!r}: {did_you_mean(objective, own)} "
             "Set another one with --set objective=NAME."
         )
+    for name in limits:
+        if name.startswith("val_") and name not in own:
+            raise ConfigError(
+                f"limits.{name} could never be broken: it has no value where the task is {task!r}. "
+                f"{did_you_mean(name, own)} Limit another one, or none."
+            )
