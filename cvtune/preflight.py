@@ -123,20 +123,7 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
     objective, why = _objective(study, data)
     settled = study.settled(objective)
     check_objective(settled.objective, data.task, settled.limits)
-    import torch  # late: a folder without images should not wait for it
-
-    torch.set_num_threads(1)  # Ray starts beside this
-    for name, recipe in corners(study):
-        try:
-            _try(recipe, stores.of(recipe), settled)
-        except CvtuneError as error:
-            raise ConfigError(f"{name}: {error}" if name else str(error)) from None
-        except Exception as error:  # whatever user code or an unlucky combination may raise
-            what = f"{name}: " if name else ""
-            raise ConfigError(
-                f"{what}training on four images and scoring them failed with {told(error)}. Correct it; "
-                "nothing was trained."
-            ) from None
+    _rehearse(settled, stores)
     from cvtune import augment, regularize
 
     return Prepared(
@@ -176,6 +163,28 @@ class _Stores:
     def notices(self) -> tuple[str, ...]:
         """What there is to say of any of them, each once."""
         return tuple(dict.fromkeys(notice for data in self._opened.values() for notice in data.notices))
+
+
+def _rehearse(study: Study, stores: _Stores) -> None:
+    """Try each recipe of `corners` on a few images of the data set that it would open.
+
+    Raises:
+        ConfigError: one of them fails, with what is particular to it in words.
+    """
+    import torch  # late: a folder without images should not wait for it
+
+    torch.set_num_threads(1)  # Ray starts beside this
+    for name, recipe in corners(study):
+        try:
+            _try(recipe, stores.of(recipe), study)
+        except CvtuneError as error:
+            raise ConfigError(f"{name}: {error}" if name else str(error)) from None
+        except Exception as error:  # whatever user code or an unlucky combination may raise
+            what = f"{name}: " if name else ""
+            raise ConfigError(
+                f"{what}training on four images and scoring them failed with {told(error)}. Correct it; "
+                "nothing was trained."
+            ) from None
 
 
 def _objective(study: Study, data: Any) -> tuple[str, tuple[str, ...]]:
