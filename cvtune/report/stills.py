@@ -6,12 +6,13 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cvtune.analysis.findings import Importance, Ridge, Surface
 from cvtune.report.content import Content
-from cvtune.report.figures import BLUE, VERMILION
+from cvtune.report.figures import BLUE, EDGE, VERMILION
 from cvtune.report.rows import Rows, ranked
 
 WIDTH, DPI = 6.4, 130  # inches
@@ -40,21 +41,24 @@ def _surface(found: Surface, ridge: Ridge | None, objective: str, better: str) -
     figure.colorbar(mesh, ax=axes, label=f"expected {objective} after {found.epochs} epochs")
     grid = (found.x.values, found.y.values)
     if found.extrapolated.any():
-        axes.contourf(*grid, found.extrapolated.astype(float), [0.5, 1.5], colors="none", hatches=["xx"])
+        with rc_context({"hatch.color": "#ffffff"}):
+            axes.contourf(*grid, found.extrapolated.astype(float), [0.5, 1.5], colors="none", hatches=["xx"])
     if found.region.any() and not found.region.all():
-        axes.contour(*grid, found.region.astype(float), [0.5], colors="white", linewidths=2)
+        axes.contour(*grid, found.region.astype(float), [0.5], colors=EDGE, linewidths=2)
     if ridge is not None:
         axes.plot(ridge.x, ridge.y, "--", color=VERMILION, linewidth=2, label="ridge")
     area = 10 + 60 * found.dots.epochs / max(1, found.dots.epochs.max(initial=1))
     dots = axes.scatter(
-        found.dots.x, found.dots.y, area, found.dots.score, cmap=colors, edgecolors="white", linewidths=0.8
+        found.dots.x, found.dots.y, area, found.dots.score, cmap=colors, edgecolors=EDGE, linewidths=0.8
     )
     dots.set_clim(float(z.min()), float(z.max()))
-    axes.plot(found.best.x, found.best.y, "*", color=VERMILION, markersize=15, markeredgecolor="white", label="best")
+    star = {"color": VERMILION, "markersize": 15, "markeredgecolor": "white", "clip_on": False, "zorder": 3}
+    axes.plot(found.best.x, found.best.y, "*", label="best", **star)
     axes.set(xlabel=found.x.name, ylabel=found.y.name, xscale=_scale(found.x.is_log), yscale=_scale(found.y.is_log))
     axes.set(xlim=(found.x.values[0], found.x.values[-1]), ylim=(found.y.values[0], found.y.values[-1]))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
-    return _png(figure)
+    with rc_context({"hatch.linewidth": 0.5}):
+        return _png(figure)
 
 
 def _importance(found: tuple[Importance, ...]) -> bytes:

@@ -92,8 +92,9 @@ def _epochs(journal: Journal, name: str, final: float, reached: int) -> float:
     score = 0.0
     for epoch in range(1, reached + 1):
         score = final * (1 - math.exp(-0.9 * epoch))
-        numbers = {**dict.fromkeys(METRICS, 0.5), "step": epoch, "epoch": epoch, "val_accuracy": score, "seconds": 2.0}
-        numbers |= {"clean_accuracy": min(1.0, score + 0.02), "val_recall": [score] * len(CLASSES), "val_iou": None}
+        plain = {name: None if doc.kind is list else 0.5 for name, doc in METRICS.items()}
+        numbers = {**plain, "step": epoch, "epoch": epoch, "val_accuracy": score, "seconds": 2.0}
+        numbers |= {"clean_accuracy": min(1.0, score + 0.02), "val_recall": [score] * len(CLASSES)}
         over = epoch == reached
         reason = None if not over else "completed" if reached == EPOCHS else "stopped_scheduler"
         decided = {"answer": "stop" if over else "go", "acts": [], "reason": reason, "message": ""}
