@@ -52,8 +52,9 @@ def _surface(found: Surface, ridge: Ridge | None, objective: str, better: str) -
         found.dots.x, found.dots.y, area, found.dots.score, cmap=colors, edgecolors=EDGE, linewidths=0.8
     )
     dots.set_clim(float(z.min()), float(z.max()))
-    star = {"color": VERMILION, "markersize": 15, "markeredgecolor": "white", "clip_on": False, "zorder": 3}
-    axes.plot(found.best.x, found.best.y, "*", label="best", **star)
+    axes.plot(
+        found.best.x, found.best.y, "*", color=VERMILION, ms=15, mec="white", label="best", clip_on=False, zorder=3
+    )
     axes.set(xlabel=found.x.name, ylabel=found.y.name, xscale=_scale(found.x.is_log), yscale=_scale(found.y.is_log))
     axes.set(xlim=(found.x.values[0], found.x.values[-1]), ylim=(found.y.values[0], found.y.values[-1]))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
