@@ -110,6 +110,32 @@ def run(
 
 
 @app.command()
+def plan(
+    target: Annotated[
+        str,
+        typer.Argument(help="What `cvtune run` is to be given: WORKFLOW.py, STUDY.json, or images.", metavar="TARGET"),
+    ],
+    settings: Settings = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study. Default: from the workflow or folder.")] = None,
+    storage: Storage = STUDIES,
+    cache: Cache = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once to plan for. Default: as many as fit here and now.")
+    ] = None,
+) -> None:
+    """Say what a study will take: a few short trials are trained, the rest is reckoned. Exit code 2: over budget."""
+    from cvtune import plan as plans
+
+    values = dict(study.parse_assignment(text) for text in settings or [])
+    chosen = load(target).set({**values, **({"name": name} if name else {})})
+    made = plans.plan(chosen, storage, cache, code_roots(target), slots)
+    console = screen_console()
+    for title, sentence in made.lines():
+        console.print(f"{title:<10}{sentence}", highlight=False, soft_wrap=True)
+    plans.check_budget(chosen, made)
+
+
+@app.command()
 def fetch(
     target: Annotated[
         str,
@@ -256,6 +282,10 @@ def _search(
             "More trials: --set budget.trials=N; anew: --name."
         )
     console.print(summary(outcome.study, outcome.history, outcome.folder, outcome.seconds))
+    from cvtune.plan import compared
+
+    if told := compared(outcome.study, outcome.folder, outcome.history):
+        console.print(told, highlight=False)
     if outcome.signal is not None:
         if report:
             console.print(reporting.write_aside(outcome.folder, cache, wait=False))

@@ -223,6 +223,7 @@ def _drive(
     try:
         saw = ledger.recover()
         me = {"term": lease.term, **saw, "host": platform.node(), "pid": os.getpid(), "resources": resources}
+        me |= {"cluster": ray.cluster_resources()}
         ledger.note("open", me)
         setting.track()
         watch = _Watch(setting, caught, lease, ledger, ray_folder)
