@@ -7,8 +7,8 @@ are measured once, when they are decoded (`Stats`), and everything that draws, a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,19 @@ class Stats:
         values = np.array([np.interp(steps, LEVELS, row) for row in self.quantiles])
         values = values.clip(-np.inf if low is None else low, np.inf if high is None else high)
         return tuple(values.mean(1).tolist()), tuple(values.std(1).tolist())
+
+
+def to_json(kind: Kind, stats: Stats | None) -> dict[str, Any]:
+    """Both as plain JSON."""
+    return {"kind": asdict(kind), "stats": None if stats is None else asdict(stats)}
+
+
+def from_json(raw: Mapping[str, Any]) -> tuple[Kind, Stats | None]:
+    """What `to_json` was given; photos where there is nothing."""
+    stats = raw.get("stats")
+    if stats is not None:
+        stats = Stats(tuple(stats["mean"]), tuple(stats["std"]), tuple(map(tuple, stats["quantiles"])))
+    return Kind(**raw.get("kind", {})), stats
 
 
 class Sketch:

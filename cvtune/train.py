@@ -26,7 +26,7 @@ from cvtune.epoch import Epoch
 from cvtune.errors import CvtuneError
 from cvtune.evaluation import Stopped, evaluate, never
 from cvtune.evaluation import score_test as score_test  # as `own_loop` and `folds` have one
-from cvtune.kinds import values_of
+from cvtune.kinds import PHOTO, to_json, values_of
 from cvtune.microbatch import MicroBatches, share_of
 from cvtune.mixing import Mixed, mix_batch
 from cvtune.models import build_model
@@ -146,6 +146,8 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a fresh Run of the same recipe and data needs to go on from here.
 
+        And, of images that are no photos, what is needed to prepare new ones as they were.
+
         A Run whose recipe differs in values that may change in mid-training can go on from it too.
         """
         return {
@@ -155,6 +157,7 @@ class Run:
             "stepper": self.stepper.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "micro_batch": self.micro.size,  # what fits was found once
+            **({} if self.data.kind == PHOTO else {"pixels": to_json(self.data.kind, self.data.stats)}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from cvtune.data.decode import IN_MEMORY, REMEDY, Fit, check_kind, load_pair
 from cvtune.data.fingerprint import Fingerprint, leaks
 from cvtune.data.listing import PARTS, Item, Labelled, Listing, join, without_images
 from cvtune.errors import DataError
-from cvtune.kinds import PHOTO, Kind, Sketch, Stats, usual
+from cvtune.kinds import PHOTO, Kind, Sketch, Stats, from_json, usual
 
 _AT_ONCE = 1024  # images that may be decoded and not yet written
 _ASKED = 9  # of the first images that can be decoded, what most of them are all must be
@@ -201,8 +201,7 @@ def _read_scan(record: Path) -> Scan | None:
     try:
         raw = json.loads(record.read_bytes())
         corrupt = {int(i): str(text) for i, text in raw["corrupt"].items()}
-        stats = store.stats_of(raw["stats"])
-        return Scan(int(raw["bytes"]), corrupt, bool(raw["full"]), Kind(**raw["kind"]), stats)
+        return Scan(int(raw["bytes"]), corrupt, bool(raw["full"]), *from_json(raw))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # missing or torn: scan again
         return None
 

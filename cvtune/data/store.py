@@ -14,7 +14,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from cvtune.data.listing import COLUMNS, Labels, Pixels, Tags, Task
 from cvtune.errors import DataError
-from cvtune.kinds import PHOTO, Kind, Stats
+from cvtune.kinds import PHOTO, Kind, Stats, from_json, to_json
 
 MAGIC = b"cvtune03"  # changes with the layout, and with how images are decoded or resized
 _FOOTER = struct.Struct("<8sQ16s")  # magic, bytes of the index, BLAKE2b of the index
@@ -110,7 +110,7 @@ def commit(file: io.FileIO, path: Path, index: Index) -> bool:
     """Appends the index to the pixels in `file` and gives the file its name `path`. False: the disk is full."""
     fields = {f.name: getattr(index, f.name) for f in dataclasses.fields(Index)}
     meta = {name: value for name, value in fields.items() if name not in _ARRAYS}
-    meta |= {"kind": dataclasses.asdict(index.kind), "stats": index.stats and dataclasses.asdict(index.stats)}
+    meta |= to_json(index.kind, index.stats)
     arrays = {name: value for name, value in fields.items() if name in _ARRAYS and value is not None}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
@@ -141,16 +141,9 @@ def read_index(path: Path) -> Index | None:
         meta: dict[str, Any] = json.loads(str(arrays["meta"]))
         for key, value in meta.items():
             meta[key] = tuple(value) if isinstance(value, list) else value
-        meta |= {"kind": Kind(**meta["kind"]), "stats": stats_of(meta["stats"])}
+        meta["kind"], meta["stats"] = from_json(meta)
         index = Index(**meta | {name: arrays.get(name) for name in _ARRAYS})
     return index if index.offsets()[-1] + length == end else None
-
-
-def stats_of(raw: Mapping[str, Any] | None) -> Stats | None:
-    """What `dataclasses.asdict` of Stats became in JSON."""
-    if raw is None:
-        return None
-    return Stats(tuple(raw["mean"]), tuple(raw["std"]), tuple(map(tuple, raw["quantiles"])))
 
 
 class StoreImages:

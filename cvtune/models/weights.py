@@ -218,6 +218,13 @@ def trained(folder: Path) -> dict[str, Tensor]:
     return found
 
 
+def pixels_of(folder: Path) -> dict[str, Any]:
+    """What a trial's checkpoint says of images that are no photos, see `kinds.to_json`; nothing of photos."""
+    state, _ = checkpoint.load(folder)
+    found: dict[str, Any] = state.get("run", state).get("pixels") or {}
+    return found
+
+
 def fit_channels(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with the weights of the first convolution, trained on RGB, for the channels of `module`; as timm does.
 
