@@ -5,6 +5,9 @@ less on average; and nothing jumps: each probability rises linearly to its full 
 1) and each magnitude linearly to its full value at strength 1. What strength 1 means is written in the rows of
 `FAMILIES`; a new family is one row there and one factor in `recipe.Augment`.
 
+Each row says which kinds of images it takes. Photos are uint8 with 3 channels; for others a row of the same factor does
+what has a meaning for them (`families_for`), and `left_out` tells a person what falls away.
+
 A mask goes where geometry moves its image (`Pipeline.with_mask`), each pixel from its nearest neighbor; color, quality
 and occlusion leave it alone. Erased pixels thereby keep their labels: what is hidden has to be told from what is
 around it, which is what occlusion is to teach.
@@ -19,21 +22,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 
 from cvtune.errors import ConfigError
+from cvtune.kinds import DTYPES, PHOTO, PHOTOS, Kind, Values
 from cvtune.pixels import (
     Image,
     Mask,
     View,
+    change_by_blur,
+    change_by_noise,
+    change_by_patches,
     change_color,
     change_sharpness,
     change_solarize,
+    change_tone,
     change_view,
     draw_view,
+    invert_bright,
     ramp,
 )
 from cvtune.recipe import Augment
@@ -41,9 +50,6 @@ from cvtune.recipe import Augment
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for updates when it is imported
 
 import albumentations as A
-
-if TYPE_CHECKING:
-    import torch
 
 MAPPING_VERSION: int = 1
 """Rises whenever the same `Augment` would change images in another way."""
@@ -101,17 +107,60 @@ def _quality(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
 
 
 def _occlusion(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
-    side = (math.sqrt(strength) / 6, math.sqrt(strength) / 3)  # it is the area that is linear in strength
+    side = _side_of_patches(strength)
     return [A.CoarseDropout((1, 3), side, side, fill="random_uniform", p=ramp(strength, 0.5))]
+
+
+def _side_of_patches(strength: float) -> tuple[float, float]:
+    return math.sqrt(strength) / 6, math.sqrt(strength) / 3  # it is the area that is linear in strength
+
+
+def _tone(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
+    s = 0.4 * strength
+    return [Step(partial(change_tone, values=pipeline.values, brightness=s, contrast=s), p=ramp(strength, 0.8))]
+
+
+def _blur_or_noise(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
+    blur = Step(partial(change_by_blur, most=strength * pipeline.image_size / 64))
+    noise = Step(partial(change_by_noise, values=pipeline.values, most=0.1 * strength))
+    return [A.OneOf([blur, noise], p=ramp(strength, 0.5))]
+
+
+def _patches(strength: float, pipeline: Pipeline) -> list[A.BasicTransform]:
+    hide = partial(change_by_patches, values=pipeline.values, sides=_side_of_patches(strength))
+    return [Step(hide, p=ramp(strength, 0.5))]
+
+
+@dataclass(frozen=True)
+class Takes:
+    """The images that something can be done to: their types, and their numbers of channels (empty: any)."""
+
+    dtypes: tuple[str, ...] = DTYPES
+    channels: tuple[int, ...] = ()
+
+    def __contains__(self, kind: Kind) -> bool:
+        return kind.dtype in self.dtypes and (not self.channels or kind.channels in self.channels)
+
+
+ANY_IMAGE, ONLY_PHOTOS = Takes(), Takes(("uint8",), (3,))
 
 
 @dataclass(frozen=True)
 class Family:
-    """One row: `build(strength, pipeline)` gives transforms that at strength 0 do nothing (geometry: `to_square`)."""
+    """One row: `build(strength, pipeline)` gives transforms that at strength 0 do nothing (geometry: `to_square`).
 
-    name: str
+    Attributes:
+        factor: the value of `recipe.Augment` that scales it. Of rows with the same one the first that takes the images
+            is used.
+        takes: the images that it is for.
+        without: what it lacks of the row before it of the same factor.
+    """
+
+    factor: str
     description: str
     build: Callable[[float, Pipeline], list[A.BasicTransform]]
+    takes: Takes
+    without: str = ""
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -120,25 +169,81 @@ FAMILIES: tuple[Family, ...] = (
         "always: crop to 25-100 % of the area anywhere in the image, aspect 3:4 to 4:3, rotation +-30 degrees, shear "
         "+-10 degrees, shift +-10 %; each allowed flip with probability 0.5; borders are reflected",
         _geometry,
+        ANY_IMAGE,
     ),
     Family(
         "color",
         "with probability 0.8: brightness, contrast, saturation x 0.6-1.4, hue +-0.1 turns, gray with probability 0.1",
         _color,
+        ONLY_PHOTOS,
+    ),
+    Family(
+        "color",
+        "with probability 0.8: brightness and contrast x 0.6-1.4, from the dark end of each channel's span",
+        _tone,
+        ANY_IMAGE,
+        without="saturation, hue and gray",
     ),
     Family(
         "quality",
         "with probability 0.5 one of: blur of sigma up to size / 64, noise of std up to 25 of 255, JPEG down to 30",
         _quality,
+        ONLY_PHOTOS,
     ),
-    Family("occlusion", "with probability 0.5: 1-3 patches of one color, sides 1/6 to 1/3 of the image", _occlusion),
+    Family(
+        "quality",
+        "with probability 0.5 one of: blur of sigma up to size / 64, noise of std up to 0.1 of each channel's span",
+        _blur_or_noise,
+        ANY_IMAGE,
+        without="JPEG",
+    ),
+    Family(
+        "occlusion",
+        "with probability 0.5: 1-3 patches of one color, sides 1/6 to 1/3 of the image",
+        _occlusion,
+        ONLY_PHOTOS,
+    ),
+    Family(
+        "occlusion",
+        "with probability 0.5: 1-3 patches of one value per channel, sides 1/6 to 1/3 of the image",
+        _patches,
+        ANY_IMAGE,
+    ),
 )
+FACTORS = tuple(dict.fromkeys(family.factor for family in FAMILIES))
+
+
+def families_for(kind: Kind) -> list[Family]:
+    """The rows that augment images of a kind, one per factor at most."""
+    found: dict[str, Family] = {}
+    for family in FAMILIES:
+        if kind in family.takes:
+            found.setdefault(family.factor, family)
+    return list(found.values())
+
+
+def left_out(augment: Augment, kind: Kind) -> str:
+    """What of an augmentation such images cannot take, as one sentence for a person; "" where there is nothing."""
+    if augment.policy == "trivial":
+        lacking = [name for name, takes, _ in _trivial_rows(0.5, PHOTOS, 8) if kind not in takes]
+    else:
+        used = {family.factor: family for family in families_for(kind)}
+        ours = [factor for factor in FACTORS if augment.policy == "families" and getattr(augment, factor)]
+        lacking = [
+            f"{factor}: no {used[factor].without}" if factor in used else factor
+            for factor in ours
+            if factor not in used or used[factor].without
+        ]
+    if not lacking:
+        return ""
+    return f"The images are {kind}. Left out of the augmentation, which they cannot take: {'; '.join(lacking)}."
 
 
 def _families(pipeline: Pipeline) -> A.Compose:
     augment = pipeline.augment
-    strengths = [min(1.0, augment.strength * getattr(augment, family.name)) for family in FAMILIES]
-    chain = [step for family, s in zip(FAMILIES, strengths, strict=True) for step in family.build(s, pipeline)]
+    chain: list[A.BasicTransform] = []
+    for family in families_for(pipeline.values.kind):
+        chain += family.build(min(1.0, augment.strength * getattr(augment, family.factor)), pipeline)
     return A.Compose(chain, is_check_shapes=False)
 
 
@@ -147,28 +252,41 @@ def _trivial(pipeline: Pipeline) -> A.Compose:
 
     The allowed flips come first, as in the paper's training. The promise asks for two differences: what has no
     magnitude (equalize, autocontrast) is applied with a rising probability, and borders are reflected, not black.
+    Images that are no photos are spared what they cannot take, and the others are as likely as before, or more.
     """
-    s = pipeline.augment.strength
-    on, lean, far, still = ramp(s), math.degrees(math.atan(0.99)) * s, round(32 * s), (0, 0)
-    affine = partial(A.Affine, border_mode=cv2.BORDER_REFLECT, p=1.0)
-    operations = [  # in OneOf p is the weight; together they weigh 14
-        A.NoOp(p=1.0),
-        *(A.AutoContrast(p=on), A.NoOp(p=1 - on)),
-        *(A.Equalize(p=on), A.NoOp(p=1 - on)),
-        Step(partial(change_color, brightness=0.99 * s)),
-        Step(partial(change_color, contrast=0.99 * s)),
-        Step(partial(change_color, saturation=0.99 * s)),
-        Step(partial(change_sharpness, amount=0.99 * s)),
-        A.Posterize(num_bits=(round(8 - 6 * s), 8), p=1.0),
-        Step(partial(change_solarize, reach=s)),
-        affine(rotate=(-135 * s, 135 * s)),
-        affine(shear={"x": (-lean, lean), "y": still}),
-        affine(shear={"x": still, "y": (-lean, lean)}),
-        affine(translate_px={"x": (-far, far), "y": still}),
-        affine(translate_px={"x": still, "y": (-far, far)}),
-    ]
+    values, s = pipeline.values, pipeline.augment.strength
+    rows = _trivial_rows(s, values, round(32 * s))
+    operations = [operation for _, takes, each in rows if values.kind in takes for operation in each]
     view = ViewStep(0.0, pipeline.image_size, pipeline.fit)
     return A.Compose([view, *_mirror(s, pipeline.augment.flip), A.OneOf(operations, p=1.0)], is_check_shapes=False)
+
+
+def _trivial_rows(s: float, values: Values, far: int) -> list[tuple[str, Takes, list[A.BasicTransform]]]:
+    """The 14 operations at magnitude up to `s`: name, what takes them, and transforms whose weights add up to 1.
+
+    In OneOf p is the weight. `far` is the largest shift, px.
+    """
+    on, lean, still = ramp(s), math.degrees(math.atan(0.99)) * s, (0, 0)
+    affine = partial(A.Affine, border_mode=cv2.BORDER_REFLECT, p=1.0)
+    photo = values.kind == PHOTO
+    tone = partial(change_color) if photo else partial(change_tone, values=values)
+    solarize = partial(change_solarize) if photo else partial(invert_bright, values=values)
+    return [
+        ("identity", ANY_IMAGE, [A.NoOp(p=1.0)]),
+        ("autocontrast", ONLY_PHOTOS, [A.AutoContrast(p=on), A.NoOp(p=1 - on)]),
+        ("equalize", ONLY_PHOTOS, [A.Equalize(p=on), A.NoOp(p=1 - on)]),
+        ("brightness", ANY_IMAGE, [Step(partial(tone, brightness=0.99 * s))]),
+        ("contrast", ANY_IMAGE, [Step(partial(tone, contrast=0.99 * s))]),
+        ("color", ONLY_PHOTOS, [Step(partial(change_color, saturation=0.99 * s))]),
+        ("sharpness", ANY_IMAGE, [Step(partial(change_sharpness, amount=0.99 * s))]),
+        ("posterize", ONLY_PHOTOS, [A.Posterize(num_bits=(round(8 - 6 * s), 8), p=1.0)]),
+        ("solarize", ANY_IMAGE, [Step(partial(solarize, reach=s))]),
+        ("rotate", ANY_IMAGE, [affine(rotate=(-135 * s, 135 * s))]),
+        ("shear x", ANY_IMAGE, [affine(shear={"x": (-lean, lean), "y": still})]),
+        ("shear y", ANY_IMAGE, [affine(shear={"x": still, "y": (-lean, lean)})]),
+        ("shift x", ANY_IMAGE, [affine(translate_px={"x": (-far, far), "y": still})]),
+        ("shift y", ANY_IMAGE, [affine(translate_px={"x": still, "y": (-far, far)})]),
+    ]
 
 
 _FOR_THE_DEVICE = ("Normalize", "ToFloat", "ToTensorV2")
@@ -205,20 +323,22 @@ class Pipeline:
             strength and keeps its promise itself. mixup and cutmix are for `mix_batch`.
         image_size: side S of the result in px.
         fit: see `to_square`.
+        values: the kind of the images, and the span of each channel.
     """
 
     augment: Augment
     image_size: int
     fit: str = "crop"
+    values: Values = PHOTOS
 
     def __call__(self, image: Image, seed: int) -> Image:
-        """Augment uint8 (H, W, 3) to uint8 (S, S, 3). The same seed gives the same change, in any order of calls.
+        """Augment (H, W, C) to (S, S, C) of the same type. The same seed gives the same change, in any order of calls.
 
         Raises:
-            ConfigError: the user's policy gave something else than uint8 (S, S, 3).
+            ConfigError: the user's policy gave something else.
         """
         result = self._seeded(seed)(image=image)
-        return self._checked("image", result, (self.image_size, self.image_size, 3))
+        return self._checked("image", result, (self.image_size, self.image_size, self.values.kind.channels))
 
     def with_mask(self, image: Image, mask: Mask, seed: int) -> tuple[Image, Mask]:
         """Augment an image, as a call without its mask does, and move its mask along: uint8 (H, W) to (S, S).
@@ -234,7 +354,8 @@ class Pipeline:
                 "A.Compose([...]), or use the policy 'families' or 'trivial'."
             )
         result = transform(image=image, mask=mask)
-        return self._checked("image", result, (size, size, 3)), self._checked("mask", result, (size, size))
+        channels = self.values.kind.channels
+        return self._checked("image", result, (size, size, channels)), self._checked("mask", result, (size, size))
 
     def _seeded(self, seed: int) -> Callable[..., Any]:
         transform, random, bits = self._built
@@ -244,7 +365,8 @@ class Pipeline:
 
     def _checked(self, what: str, result: Any, shape: tuple[int, ...]) -> Image:
         out = result.get(what) if isinstance(result, dict) else result
-        if isinstance(out, np.ndarray) and out.dtype == np.uint8 and out.shape == shape:
+        dtype = self.values.kind.dtype if what == "image" else "uint8"
+        if isinstance(out, np.ndarray) and out.dtype == dtype and out.shape == shape:
             return out
         made = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         remedy = {
@@ -253,12 +375,12 @@ class Pipeline:
             "mask": "Its transforms must move masks as they move images, and keep their numbers.",
         }
         raise ConfigError(
-            f"augment.policy = {self.augment.policy!r} made {made} of the {what}: it must give uint8 {shape}, where "
+            f"augment.policy = {self.augment.policy!r} made {made} of the {what}: it must give {dtype} {shape}, where "
             f"{shape[0]} is data.image_size. {remedy[what]}"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Pipeline, (self.augment, self.image_size, self.fit)
+        return Pipeline, (self.augment, self.image_size, self.fit, self.values)
 
     @cached_property
     def _built(self) -> tuple[Callable[..., Any], Random, np.random.PCG64]:
@@ -272,80 +394,3 @@ class Pipeline:
 
 def _pcg64(state: int) -> Any:
     return {"bit_generator": "PCG64", "state": {"state": state, "inc": 1}, "has_uint32": 0, "uinteger": 0}
-
-
-class Mixed(NamedTuple):
-    """A batch as it is trained on: its loss is share x loss(x, y_a, w_a) + (1 - share) x loss(x, y_b, w_b).
-
-    Attributes:
-        x: float (N, C, H, W).
-        y_a: labels int64 (N,), tags float32 (N, K), or masks uint8 (N, H, W).
-        y_b: as `y_a`; the same tensor where nothing is mixed.
-        share: of y_a, in [0, 1].
-        w_a: weights float32 (N,), or (N, H, W) of pasted masks; None: all alike.
-        w_b: as `w_a`.
-    """
-
-    x: torch.Tensor
-    y_a: torch.Tensor
-    y_b: torch.Tensor
-    share: float = 1.0
-    w_a: torch.Tensor | None = None
-    w_b: torch.Tensor | None = None
-
-    def rows(self, rows: slice) -> Mixed:
-        """A part of the batch."""
-        w_a, w_b = (None if w is None else w[rows] for w in (self.w_a, self.w_b))
-        return Mixed(self.x[rows], self.y_a[rows], self.y_b[rows], self.share, w_a, w_b)
-
-
-def mix_batch(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    mixup: float,
-    cutmix: float,
-    generator: torch.Generator,
-    weights: torch.Tensor | None = None,
-) -> Mixed:
-    """Mix each sample of a shuffled batch with another one: mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019).
-
-    If both are on, each batch takes one, with equal chance. Partners are a rotation of the batch, so that nothing but
-    `x` and the targets is read on the device. CutMix pastes masks as it pastes images: each pixel has one label.
-
-    Args:
-        x: float (N, C, H, W) on any device; not changed in place.
-        y: labels int64 (N,), tags float32 (N, K), or masks uint8 (N, H, W).
-        mixup: Beta parameter of the share, 0 is off.
-        cutmix: Beta parameter of the share, 0 is off.
-        generator: on the CPU, so that drawing does not wait for the device.
-        weights: float32 (N,), of the samples; None: all alike.
-    """
-    import torch
-
-    if not (mixup or cutmix) or len(x) < 2:
-        return Mixed(x, y, y, 1.0, weights, weights)
-    random = Random(int(torch.randint(2**62, (), generator=generator).item()))
-    patch = cutmix > 0 and (mixup == 0 or random.random() < 0.5)
-    alpha = cutmix if patch else mixup
-    share, shift = random.betavariate(alpha, alpha), random.randrange(1, len(x))
-    other, y_b = x.roll(shift, 0), y.roll(shift, 0)
-    w_b = None if weights is None else weights.roll(shift, 0)
-    if not patch:
-        return Mixed(torch.lerp(other, x, share), y, y_b, share, weights, w_b)
-    height, width = x.shape[2:]
-    side, row, column = math.sqrt(1 - share) / 2, random.random(), random.random()
-    top, bottom = (round(height * min(1.0, max(0.0, row + s))) for s in (-side, side))
-    left, right = (round(width * min(1.0, max(0.0, column + s))) for s in (-side, side))
-
-    def pasted(into: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-        into = into.clone()
-        into[..., top:bottom, left:right] = of[..., top:bottom, left:right]
-        return into
-
-    if y.ndim < 3:
-        share = 1 - (bottom - top) * (right - left) / (height * width)  # the true share of the area
-        return Mixed(pasted(x, other), y, y_b, share, weights, w_b)
-    masks = pasted(y, y_b)
-    if weights is not None and w_b is not None:
-        weights = pasted(*(w[:, None, None].expand(y.shape) for w in (weights, w_b)))
-    return Mixed(pasted(x, other), masks, masks, 1.0, weights, weights)

@@ -220,6 +220,7 @@ def _write_weights(
             provenance.get("data_fingerprint") or "",
             provenance.get("code") or {},
             origin,
+            weights.pixels_of(at),
         )
         trained.save(place / trained.FILE, about, tensors)
         return {"file": trained.FILE, **told}

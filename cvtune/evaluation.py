@@ -15,6 +15,7 @@ from cvtune.data import Part
 from cvtune.data.loader import evaluation_batch, evaluation_targets
 from cvtune.epoch import METRICS, Score
 from cvtune.errors import DataError
+from cvtune.kinds import shown
 from cvtune.tasks import Sums
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def strip_of(run: Run, count: int) -> Image.Image | None:
         return None
     logits, targets = predict(run, part, indices=chosen)
     images = evaluation_batch(part.images, chosen, data.image_size, data.fit)
-    return run.task.strip(images, targets, logits, run.data.classes)
+    return run.task.strip(shown(images, run.values), targets, logits, run.data.classes)
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from cvtune.fields import USER_CODE
 from cvtune.loops import BATCHES, Report, loop, report_epoch
 from cvtune.own_loop import Batches, Run
 from cvtune.recipe import FIELDS
-from cvtune.train import IMAGENET_MEAN, IMAGENET_STD, seed_everything
+from cvtune.train import seed_everything
 
 IN_MEMORY = "in memory"  # where Lightning believes the checkpoint to be
 NOT_KEPT = ("hyper_parameters", "hparams_name", "hparams_type")  # they are the recipe's
@@ -127,10 +127,10 @@ def lightning_loop(
 ) -> Callable[[Run], Iterator[Report]]:
     """A training loop for `train.loop` from a LightningModule that knows nothing of cvtune.
 
-    Batches are those of `Run.batches` (augmented as the recipe says), normalized as ImageNet is: float32 (N, 3, S, S)
-    and targets (labels int64 (N,), or tags or masks). `training_step` and `validation_step` get them as pairs;
-    `forward` has to give class scores (N, K), of masks (N, K, S, S). The arguments are fixed for a trial, so only what
-    `Run.batches` honors can change during training.
+    Batches are those of `Run.batches` (augmented as the recipe says), normalized as cvtune's own loop does (see
+    `normalize.normalizer_of`): float32 (N, C, S, S) and targets (labels int64 (N,), or tags or masks). `training_step`
+    and `validation_step` get them as pairs; `forward` has to give class scores (N, K), of masks (N, K, S, S). The
+    arguments are fixed for a trial, so only what `Run.batches` honors can change during training.
 
     Args:
         module: the class; it may come from `lightning.pytorch` or from `pytorch_lightning`.
@@ -184,9 +184,8 @@ class _Feed:
 
     def __iter__(self) -> Batches:
         batches = self.run.batches() if self.part is None else self.run.evaluation(self.part)
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
         for images, labels in batches:
-            yield images.permute(0, 3, 1, 2).float().sub_(mean).div_(std).contiguous(), labels
+            yield self.run.normalized(images), labels
 
     def __len__(self) -> int:
         if self.part is not None:

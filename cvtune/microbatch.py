@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cvtune.augment import Mixed
 from cvtune.data.listing import IGNORE
+from cvtune.mixing import Mixed
 
 FEWEST = 2  # images in a part: batch norm cannot train on one
 

@@ -20,7 +20,9 @@ from cvtune.data.loader import Loader, derived_seed, evaluation_batch, evaluatio
 from cvtune.epoch import METRICS, Epoch, Score
 from cvtune.errors import ConfigError, DataError
 from cvtune.evaluation import EVALUATION_BATCH, Stopped, never
+from cvtune.kinds import values_of
 from cvtune.loops import Report, Terms, terms_of
+from cvtune.normalize import normalizer_of
 from cvtune.recipe import Recipe
 from cvtune.regularize import resolve
 from cvtune.tasks import RULES
@@ -49,6 +51,8 @@ class Run:
         epoch: age of the weights; below `step` after the weights of a younger trial were taken over.
         images: training images per epoch.
         final: how images are scored: `data` at the size of the last epoch.
+        values: what the numbers of the images mean.
+        normalized: batches (N, S, S, C) -> float32 (N, C, S, S) on the CPU, as cvtune's own loop has them.
         state: what the last report of these weights carried, tensors on the CPU, tuples as lists; None: from scratch.
     """
 
@@ -60,6 +64,9 @@ class Run:
         self.state: Mapping[str, Any] | None = None
         self.stopped = False
         self.final = recipe.data.model_copy(update={"image_size": recipe.image_sizes[-1]})  # how images are scored
+        window = recipe.data.window_low, recipe.data.window_high
+        self.values = values_of(data.kind, data.stats, *window)
+        self.normalized = normalizer_of(data, recipe, "cpu")
         self._used = subset(data.train.labels, recipe.data.train_fraction, recipe.seed)
         self.images = min(recipe.data.report_images or len(self._used), len(self._used))
         self._stop: Callable[[], bool] = never
@@ -76,7 +83,7 @@ class Run:
         return self.stopped
 
     def batches(self) -> Batches:
-        """The training images of the present epoch: augmented uint8 (N, S, S, 3) and targets, on the CPU.
+        """The training images of the present epoch: augmented (N, S, S, C) and targets, on the CPU.
 
         Targets are those of `loader.Batch`: labels int64 (N,), tags float32 (N, K), or masks uint8 (N, S, S). In a
         fresh order, by all of `loops.BATCHES`. Asks `stop` before each batch and ends early when it says so.
@@ -84,7 +91,7 @@ class Run:
         now, labels = self.recipe, self.data.train.labels
         self._loader = self._loader or Loader(self.data.train, workers=self.workers, pin=self.device == "cuda")
         order = report_order(labels[self._used], now.seed, self.step, now.data.oversample, self.images)
-        pipeline = Pipeline(now.augment, now.data.image_size, now.data.fit)
+        pipeline = Pipeline(now.augment, now.data.image_size, now.data.fit, self.values)
         seed = derived_seed(now.seed, self.step)
         for batch in self._loader.batches(self._used[order], now.data.batch_size, pipeline, seed):
             if self.stop():

@@ -1,6 +1,7 @@
 """What augmentation does to pixels: plain functions of an image and a generator, each continuous in its strength.
 
 Where geometry is concerned the same functions move a mask, pixel for pixel from its nearest neighbor (`nearest`).
+Geometry takes images of any kind; which kinds the others take stands in the tables of `augment`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[Any]  # uint8 (H, W, 3); Any, as OpenCV's own types know no better
+from cvtune.kinds import Values
+
+Image = npt.NDArray[Any]  # uint8, uint16 or float32 (H, W, C); Any, as OpenCV's own types know no better
 Mask = npt.NDArray[Any]  # uint8 (H, W), classes by number
 
 
@@ -21,13 +24,13 @@ def to_square(image: Image, size: int, fit: str, nearest: bool = False) -> Image
     """What evaluation sees of an image, and what augmentation of strength 0 leaves.
 
     Args:
-        image: uint8 (H, W, 3), or a mask (H, W).
+        image: (H, W, C), or a mask (H, W).
         size: side of the result in px.
         fit: "crop" resizes the shorter side to `size` and crops the center, "squash" resizes both sides.
         nearest: each pixel is that of the nearest one, as a mask's classes cannot be averaged.
 
     Returns:
-        uint8 (size, size, 3) or (size, size); the image itself when it has that shape already.
+        (size, size, C) or (size, size); the image itself when it has that shape already.
     """
     width, height, left, top = frame(image, size, fit)
     return np.ascontiguousarray(_resize(image, width, height, nearest)[top : top + size, left : left + size])
@@ -47,9 +50,18 @@ def _resize(image: Image, width: int, height: int, nearest: bool = False) -> Ima
     if image.shape[:2] == (height, width):
         return image
     if nearest:  # the exact one: plain INTER_NEAREST takes the pixel at the upper left and moves masks by half a pixel
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return resized(image, (width, height), cv2.INTER_NEAREST_EXACT)
     smaller = height <= image.shape[0] and width <= image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    return resized(image, (width, height), cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def resized(image: Image, size: tuple[int, int], interpolation: int) -> Image:
+    """`cv2.resize` to (width, height) of any number of channels: (H, W, C) stays that, a mask (H, W), too."""
+    if image.ndim == 2 or 1 < image.shape[2] <= 4:
+        return cv2.resize(image, size, interpolation=interpolation)
+    groups = [image[..., start : start + 4] for start in range(0, image.shape[2], 4)]  # averaging knows no more
+    made = [cv2.resize(np.ascontiguousarray(group), size, interpolation=interpolation) for group in groups]
+    return np.concatenate([part.reshape(size[1], size[0], -1) for part in made], axis=2)
 
 
 def ramp(strength: float, full: float = 1.0) -> float:
@@ -79,7 +91,7 @@ def draw_view(random: Random, strength: float) -> View | None:
 
 
 def change_view(image: Image, view: View | None, size: int, fit: str, nearest: bool = False) -> Image:
-    """What stands in a view: uint8 (H, W, 3) -> (size, size, 3), or a mask (H, W) -> (size, size); see `to_square`.
+    """What stands in a view: (H, W, C) -> (size, size, C), or a mask (H, W) -> (size, size); see `to_square`.
 
     What lies outside the image is its reflection, in the mask as in the image.
     """
@@ -97,7 +109,13 @@ def change_view(image: Image, view: View | None, size: int, fit: str, nearest: b
     matrix = np.array([[xx, xy, x - (xx + xy) * middle], [yx, yy, y - (yx + yy) * middle]])
     # Area averaging first, down to the scale of the result, because the linear interpolation of a warp would alias
     flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(_resize(image, w, h), matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
+    made = cv2.warpAffine(_resize(image, w, h), matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
+    return _like(image, made)
+
+
+def _like(image: Image, made: Image) -> Image:
+    """What OpenCV made of an image, which drops a single channel, with as many axes."""
+    return made if made.ndim == image.ndim else made[..., None]
 
 
 def _axis(
@@ -143,12 +161,12 @@ def change_color(
 
 
 def change_sharpness(image: Image, random: Random, amount: float) -> Image:
-    """Blend with the 3 x 3 smoothed image (the Sharpness of Pillow), factor 1 +- `amount`; uint8 (H, W, 3)."""
+    """Blend with the 3 x 3 smoothed image (the Sharpness of Pillow), factor 1 +- `amount`; (H, W, C)."""
     factor = 1 + amount * random.uniform(-1, 1)
     smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     kernel = (1 - factor) * smooth
     kernel[1, 1] += factor
-    return cv2.filter2D(image, -1, kernel)
+    return _like(image, cv2.filter2D(image, -1, kernel))
 
 
 def change_solarize(image: Image, random: Random, reach: float) -> Image:
@@ -156,3 +174,57 @@ def change_solarize(image: Image, random: Random, reach: float) -> Image:
     levels = np.arange(256)  # not A.Solarize: its weakest threshold, 255, still inverts white
     inverted = levels >= 256 * (1 - reach * random.random())
     return cv2.LUT(image, np.where(inverted, 255 - levels, levels).astype(np.uint8))
+
+
+def change_tone(image: Image, random: Random, values: Values, brightness: float = 0.0, contrast: float = 0.0) -> Image:
+    """Brightness and contrast of images of any kind, (H, W, C), all channels by the same two factors.
+
+    Factors are uniform in 1 +- `brightness` (from the dark end of the span of each channel) and 1 +- `contrast` (about
+    the mean of each channel).
+    """
+    bright, differ = (1 + most * random.uniform(-1, 1) for most in (brightness, contrast))
+    low, mean = np.array(values.low, np.float32), image.mean((0, 1), dtype=np.float32)
+    scale = np.float32(bright * differ)
+    return _typed(image * scale + (bright * (mean * (1 - differ) - low) + low), image)
+
+
+def change_by_blur(image: Image, random: Random, most: float) -> Image:
+    """A Gaussian of sigma up to `most` px; of any kind, (H, W, C)."""
+    return _like(image, cv2.GaussianBlur(image, (0, 0), 1e-3 + most * random.random()))
+
+
+def change_by_noise(image: Image, random: Random, values: Values, most: float) -> Image:
+    """Gaussian noise of a standard deviation up to `most` of the span of each channel; of any kind, (H, W, C)."""
+    std = most * random.random() * np.subtract(values.high, values.low).astype(np.float32)
+    generator = np.random.default_rng(random.getrandbits(64))
+    return _typed(image + std * generator.standard_normal(image.shape, np.float32), image)
+
+
+def change_by_patches(image: Image, random: Random, values: Values, sides: tuple[float, float]) -> Image:
+    """1 to 3 patches, each of one value per channel from its span; `sides` in shares of the image's; (H, W, C)."""
+    image = image.copy()
+    height, width = image.shape[:2]
+    for _ in range(random.randint(1, 3)):
+        rows, columns = (round(side * random.uniform(*sides)) for side in (height, width))
+        top, left = random.randint(0, height - rows), random.randint(0, width - columns)
+        fill = [random.uniform(*ends) for ends in zip(values.low, values.high, strict=True)]
+        image[top : top + rows, left : left + columns] = _typed(np.array(fill, np.float32), image)
+    return image
+
+
+def invert_bright(image: Image, random: Random, values: Values, reach: float) -> Image:
+    """Turn around, within the span, what is brighter than a threshold, up to `reach` of the span below its bright end.
+
+    Of any kind, (H, W, C); what lies beyond the span stays.
+    """
+    low, high = (np.array(ends, np.float32) for ends in (values.low, values.high))
+    above = (image > high - (high - low) * np.float32(reach * random.random())) & (image <= high)
+    return np.where(above, _typed(low + high - image, image), image)
+
+
+def _typed(made: Image, like: Image) -> Image:
+    """Numbers as the type of an image holds them: whole ones rounded and kept within its range, floats unbounded."""
+    if like.dtype == np.float32:
+        return made.astype(np.float32, copy=False)
+    most = np.iinfo(like.dtype).max
+    return np.rint(made).clip(0, most).astype(like.dtype)

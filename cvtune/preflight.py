@@ -131,7 +131,7 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         images={part: len(getattr(data, part).labels) for part in ("train", "val", "test")},
         fingerprint=data.fingerprint,
         corrupt=data.corrupt,
-        notices=(*why, *stores.notices()),
+        notices=(*why, *stores.notices(), *_left_out(study, data)),
         objective=objective,
         task=data.task,
         left_open=study.objective == AUTO,
@@ -185,6 +185,17 @@ def _rehearse(study: Study, stores: _Stores) -> None:
                 f"{what}training on four images and scoring them failed with {told(error)}. Correct it; "
                 "nothing was trained."
             ) from None
+
+
+def _left_out(study: Study, data: Any) -> tuple[str, ...]:
+    """What the augmentations that a study may use have to leave out, each notice once."""
+    from cvtune.augment import left_out
+
+    policies = [recipe.augment for _, recipe in corners(study)]
+    if study.confirm.top and study.recipe.train.loop is None:  # the baseline that is confirmed beside the best
+        policies.append(study.recipe.augment.model_copy(update={"policy": "trivial"}))
+    notices = dict.fromkeys(left_out(policy, data.kind) for policy in policies)
+    return tuple(notice for notice in notices if notice)
 
 
 def _objective(study: Study, data: Any) -> tuple[str, tuple[str, ...]]:

@@ -36,6 +36,17 @@ class Data(Section):
         "How an image becomes square for evaluation: resize the shorter side and crop the center, or squash "
         "both sides to image_size.",
     )
+    window_low: float | None = field(
+        None,
+        "Value of an image, as in its file (CT: Hounsfield units), below which all values count as this one. None: "
+        "nothing is cut off.",
+        unit="values",
+        ge=-3e38,
+        le=3e38,
+    )
+    window_high: float | None = field(
+        None, "The same for the values above it. None: nothing is cut off.", unit="values", ge=-3e38, le=3e38
+    )
     batch_size: int = field(64, "Images per batch.", unit="images", ge=2, le=65536)
     micro_batch: int | None = field(
         None,
@@ -69,6 +80,16 @@ class Data(Section):
     @classmethod
     def _one_is_none(cls, value: int | None) -> int | None:
         return None if value == 1 else value
+
+    @model_validator(mode="after")
+    def _window_is_open(self) -> Self:
+        low, high = self.window_low, self.window_high
+        if low is not None and high is not None and low >= high:
+            raise ConfigError(
+                f"data.window_low = {low:g} and data.window_high = {high:g} leave nothing between them: the first must "
+                "be the smaller one."
+            )
+        return self
 
 
 class Augment(Section):

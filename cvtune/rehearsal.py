@@ -188,4 +188,4 @@ def _load_weights(study: Study, data: Any) -> None:
 
     recipes = {repr(recipe.model): recipe for _, recipe in corners(study) if recipe.model.pretrained}
     for recipe in recipes.values():
-        build_model(resolve(recipe), len(data.classes), recipe.largest.image_size, data.task)
+        build_model(resolve(recipe), len(data.classes), recipe.largest.image_size, data.task, data.kind.channels)

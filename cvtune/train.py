@@ -19,21 +19,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvtune.augment import Mixed, Pipeline, mix_batch
+from cvtune.augment import Pipeline
 from cvtune.data import Dataset
 from cvtune.data.loader import Loader, derived_seed, report_order, subset
 from cvtune.epoch import Epoch
 from cvtune.errors import CvtuneError
 from cvtune.evaluation import Stopped, evaluate, never
 from cvtune.evaluation import score_test as score_test  # as `own_loop` and `folds` have one
+from cvtune.kinds import PHOTO, to_json, values_of
 from cvtune.microbatch import MicroBatches, share_of
+from cvtune.mixing import Mixed, mix_batch
 from cvtune.models import build_model
+from cvtune.normalize import normalizer_of
 from cvtune.optim import Stepper
 from cvtune.recipe import MUTABLE, Recipe, Value
 from cvtune.regularize import number, resolve
 from cvtune.tasks import RULES
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLEAN_SLICE = 256  # training images on which the un-augmented loss is measured
 
 
@@ -59,6 +61,8 @@ class Run:
             then `run.step = reports of the trial itself`).
         images: training images per epoch.
         image_ms: copy to the device and forward pass, ms per image, in the last evaluation.
+        values: what the numbers of the images mean.
+        normalized: (N, H, W, C) on the host -> float32 (N, C, H, W) on the device.
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, device: str | None = None, workers: int = 0) -> None:
@@ -76,7 +80,8 @@ class Run:
             torch.cuda.reset_peak_memory_stats(self.device)  # a warm process has trained other trials
         seed_everything(recipe.seed, 0)
         self.final = recipe.data.model_copy(update={"image_size": recipe.image_sizes[-1]})  # how images are scored
-        self.model = build_model(resolve(recipe), len(data.classes), recipe.largest.image_size, data.task)
+        shape = (len(data.classes), recipe.largest.image_size, data.task, data.kind.channels)
+        self.model = build_model(resolve(recipe), *shape)
         # Only there. Measured with torch 2.15 (oneDNN 3.13): convolutions on channels-last tensors corrupt the memory
         # of a CPU process (AVX2: widths that 8 does not divide; several threads: a smaller last batch). They would
         # save 10 to 20 % of a small network's time.
@@ -91,9 +96,9 @@ class Run:
         self.step, self.epoch, self.image_ms = 0, 0, 0.0
         self.micro = MicroBatches(recipe.data.micro_batch)
         self.tried: set[int] = set()  # batch sizes that the GPU knows kernels for
+        self.values = values_of(data.kind, data.stats, recipe.data.window_low, recipe.data.window_high)
+        self.normalized = normalizer_of(data, recipe, self.device, self.layout)
         self.apply(resolve(recipe))
-        self.mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1) * 255
-        self.std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1) * 255
 
     def apply(self, now: Recipe) -> None:
         """Set every value that may change in mid-training, over whatever was set or restored before.
@@ -102,7 +107,7 @@ class Run:
         """
         self.model.set_noise(now.regularize)
         self.stepper.apply(now)
-        self.pipeline = Pipeline(now.augment, now.data.image_size, now.data.fit)
+        self.pipeline = Pipeline(now.augment, now.data.image_size, now.data.fit, self.values)
         self.loss_of, self.label_smoothing = (
             self.task.build_loss(now, self.counts),
             number(now.regularize.label_smoothing),
@@ -141,6 +146,8 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a fresh Run of the same recipe and data needs to go on from here.
 
+        And, of images that are no photos, what is needed to prepare new ones as they were.
+
         A Run whose recipe differs in values that may change in mid-training can go on from it too.
         """
         return {
@@ -150,6 +157,7 @@ class Run:
             "stepper": self.stepper.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "micro_batch": self.micro.size,  # what fits was found once
+            **({} if self.data.kind == PHOTO else {"pixels": to_json(self.data.kind, self.data.stats)}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -159,11 +167,6 @@ class Run:
         self.stepper.load_state_dict(state["stepper"])
         if self.scaler and state["scaler"]:  # a GPU that needs no scaler may have saved it
             self.scaler.load_state_dict(state["scaler"])
-
-    def normalized(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, H, W, 3) on the host -> float32 (N, 3, H, W) on the device."""
-        x = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        return x.sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
 
 @dataclass(frozen=True)

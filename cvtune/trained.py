@@ -22,13 +22,15 @@ from torch import Tensor
 
 from cvtune.data import Dataset, Part
 from cvtune.data.dataset import kept_side
-from cvtune.data.decode import load, resize_keep
+from cvtune.data.decode import check_kind, load, resize_keep
 from cvtune.data.listing import Item, Pixels, Task
 from cvtune.data.loader import evaluation_batch
 from cvtune.errors import ConfigError
 from cvtune.evaluation import never, predictions
 from cvtune.fields import USER_CODE
+from cvtune.kinds import from_json
 from cvtune.models.weights import expect_inputs
+from cvtune.normalize import normalizer_of
 from cvtune.recipe import Recipe
 from cvtune.train import Run
 from cvtune.usercode import source_hash
@@ -58,6 +60,7 @@ class About:
         fingerprint: of the images that it was trained on.
         code: 'python:module:function' -> SHA-256 of its source, of what the study had of the user's own.
         study: where it comes from: name of the study, trial, step.
+        pixels: of images that are no photos what `kinds.to_json` says of them.
     """
 
     task: Task
@@ -66,6 +69,7 @@ class About:
     fingerprint: str = ""
     code: Mapping[str, str] = dataclasses.field(default_factory=dict)
     study: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pixels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON, with the format's version."""
@@ -104,7 +108,7 @@ def read(path: Path) -> About:
 
 
 class Kept(NamedTuple):
-    """An image as the store would keep it, uint8 (h, w, 3), and the height and width of the upright original, px."""
+    """An image as the store would keep it, (h, w, C), and the height and width of the upright original, px."""
 
     pixels: Pixels
     size: tuple[int, int]
@@ -132,8 +136,10 @@ class Model:
         _check_code(self.about)
         nothing = Part([], np.zeros(1, np.int64))  # a Run is made for data; here it comes later
         data = Dataset(self.about.classes, nothing, nothing, nothing, self.about.fingerprint, (), (), None)
-        data = dataclasses.replace(data, task=self.about.task)
+        kind, stats = from_json(self.about.pixels)
+        data = dataclasses.replace(data, task=self.about.task, kind=kind, stats=stats)
         self._run = Run(self.about.recipe.replace(UNUSED), data, device)
+        self._run.normalized = normalizer_of(data, self.about.recipe, self._run.device, self._run.layout)  # as trained
         self.module = self._run.stepper.evaluated
         expect_inputs(self.module, self.about.recipe.model.pretrained)
         try:
@@ -156,9 +162,9 @@ class Model:
         """An image file (or an array) decoded and resized as the store keeps it for validation.
 
         Raises:
-            DataError: it cannot be decoded.
+            DataError: it cannot be decoded, or is of another kind than the images that the model knows.
         """
-        whole, largest = load(item), self.about.recipe.largest
+        whole, largest = check_kind(load(item), self._run.data.kind, item), self.about.recipe.largest
         return Kept(resize_keep(whole, kept_side(largest), largest.fit), whole.shape[:2])
 
     def logits(self, images: Sequence[Pixels]) -> Tensor:

@@ -18,13 +18,14 @@ PACKAGE = ROOT / "cvtune"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "durable", "probe", "allocation"),
     ("upload",),
-    ("fields", "recipe", "epoch", "objective", "checks", "gpu_checks"),
+    ("fields", "kinds", "recipe", "epoch", "objective", "checks", "gpu_checks"),
     ("domains", "space", "priors", "schedulers", "searchers", "sections"),
     ("study",),
     ("workflow",),
     (
         *("cvtune", "usercode", "loops", "lease", "journal", "checkpoint", "pulse", "signals"),
         *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "ranking", "loss", "microbatch"),
+        *("mixing", "normalize"),
         *("strips", "tasks"),
     ),
     ("history", "train", "evaluation", "own_loop", "folds", "lightning"),

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from cvtune.augment import FAMILIES, Pipeline, mix_batch
+from cvtune.augment import ANY_IMAGE, FACTORS, FAMILIES, Pipeline, families_for, left_out
 from cvtune.errors import ConfigError
+from cvtune.kinds import PHOTO, Kind, Values
+from cvtune.mixing import mix_batch
 from cvtune.pixels import to_square
 from cvtune.recipe import Augment
 
 SIZE = 64
-OFF = {family.name: 0.0 for family in FAMILIES}
-CASES = {family.name: Augment(**{**OFF, family.name: 1.0}) for family in FAMILIES}
+OFF = dict.fromkeys(FACTORS, 0.0)
+CASES = {factor: Augment(**{**OFF, factor: 1.0}) for factor in FACTORS}
 CASES |= {"all": Augment(), "both flips": Augment(flip="both"), "trivial": Augment(policy="trivial")}
 
 every_case = pytest.mark.parametrize("case", CASES)
@@ -162,6 +164,10 @@ def plain(strength, image_size):
     return lambda image: {"image": image[:image_size, :image_size]}
 
 
+def to_eight_bits(strength, image_size):
+    return lambda image: {"image": image[:image_size, :image_size].astype("uint8")}
+
+
 def too_large(strength, image_size):
     return A.Resize(image_size + 1, image_size)
 
@@ -268,6 +274,114 @@ def test_mixup_and_cutmix_take_turns_and_the_seed_decides() -> None:
 
     assert 70 < sum(kinds(0)) < 130
     assert kinds(0) == kinds(0) != kinds(1)
+
+
+# --- images that are no photos ----------------------------------------------------------------------------------------
+
+KINDS = [Kind("uint16", 1), Kind("uint16", 4), Kind("float32", 1), Kind("float32", 7), Kind("uint8", 2)]
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
+
+
+def of_kind(photos: list[np.ndarray], kind: Kind) -> tuple[list[np.ndarray], Values]:
+    """The photos as images of a kind, each channel with a span of its own, floats below zero too; and those spans."""
+    scale = {"uint8": 1.0, "uint16": 200.0, "float32": 0.013}[kind.dtype] * np.linspace(0.5, 1, kind.channels)
+    offset = -1.0 if kind.dtype == "float32" else 0.0
+    made = [(p[..., np.arange(kind.channels) % 3] * scale + offset).astype(kind.dtype) for p in photos]
+    return made, Values(kind, (offset,) * kind.channels, tuple((255 * scale + offset).tolist()))
+
+
+def change_of_span(images: list[np.ndarray], pipe: Pipeline, samples: int = 72) -> float:
+    """Mean absolute difference to what evaluation sees, of the span of each channel."""
+    span, n = np.subtract(pipe.values.high, pipe.values.low), len(images)
+    plain = [to_square(image, pipe.image_size, pipe.fit).astype(float) for image in images]
+    return float(np.mean([(np.abs(pipe(images[i % n], i) - plain[i % n]) / span).mean() for i in range(samples)]))
+
+
+def pipe_of(case: str, strength: float, values: Values, size: int = 32) -> Pipeline:
+    return Pipeline(CASES[case].model_copy(update={"strength": strength}), size, "crop", values)
+
+
+@each_kind
+@every_case
+def test_strength_zero_is_the_identity_of_any_kind(case: str, kind: Kind, photos: list[np.ndarray]) -> None:
+    images, values = of_kind(photos[:6], kind)
+    for seed, image in enumerate(images):
+        expected = to_square(image, 32, "crop")
+        assert expected.dtype == kind.dtype and expected.shape == (32, 32, kind.channels)
+        np.testing.assert_array_equal(pipe_of(case, 0.0, values)(image, seed), expected)
+
+
+@each_kind
+@pytest.mark.parametrize("case", [*FACTORS, "trivial"])
+def test_strength_rises_for_any_kind(case: str, kind: Kind, photos: list[np.ndarray]) -> None:
+    images, values = of_kind(photos, kind)
+    change = [change_of_span(images, pipe_of(case, s, values)) for s in (0.0, 0.02, 0.25, 0.5, 1.0)]
+    assert change[0] == 0.0 < change[1] < change[2] / 3, change
+    assert all(later > earlier for earlier, later in itertools.pairwise(change)), change
+
+
+@each_kind
+@every_case
+def test_the_kind_stays_and_the_seed_decides(case: str, kind: Kind, photos: list[np.ndarray]) -> None:
+    images, values = of_kind(photos[:2], kind)
+    mask = (photos[0][..., 0] > 99).astype(np.uint8)
+    pipe = pipe_of(case, 0.8, values, 24)
+    thawed = pickle.loads(pickle.dumps(pipe))
+    assert thawed == pipe
+    outs = []
+    for seed in range(20):
+        image = images[0].copy()
+        out, moved = pipe.with_mask(image, mask, seed)
+        assert (out.dtype, out.shape, out.flags.c_contiguous) == (kind.dtype, (24, 24, kind.channels), True)
+        np.testing.assert_array_equal(out, thawed(image, seed))
+        np.testing.assert_array_equal(image, images[0])
+        assert set(np.unique(moved)) <= {0, 1} and np.isfinite(out).all()
+        outs.append(out.tobytes())
+    assert len(set(outs)) > 3
+
+
+@each_kind
+def test_geometry_moves_all_channels_alike_and_as_it_moves_photos(kind: Kind, photos: list[np.ndarray]) -> None:
+    image = np.repeat(photos[0][..., :1], kind.channels, axis=2)
+    image = image.astype(kind.dtype) * np.dtype(kind.dtype).type(1 if kind.dtype == "uint8" else 128)
+    values = Values(kind, (0.0,) * kind.channels, (float(image.max()),) * kind.channels)
+    photo = np.repeat(photos[0][..., :1], 3, axis=2)
+    for seed in range(12):
+        out = pipe_of("geometry", 0.9, values)(image, seed)
+        assert (out == out[..., :1]).all()
+        same = Pipeline(CASES["geometry"].model_copy(update={"strength": 0.9}), 32)(photo, seed)[..., 0]
+        assert np.abs(out[..., 0].astype(float) / (1 if kind.dtype == "uint8" else 128) - same).max() <= 4  # rounding
+
+
+def test_values_stay_within_what_their_type_holds(photos: list[np.ndarray]) -> None:
+    bright = np.full((40, 40, 4), 65535, np.uint16)
+    values = Values(Kind("uint16", 4), (0.0,) * 4, (65535.0,) * 4)
+    for seed in range(40):
+        out = pipe_of("all", 1.0, values)(bright, seed)  # noise and brightness would wrap around to black
+        dark = np.mean(out < 2000)
+        assert dark < 0.4
+    assert pipe_of("color", 1.0, values)(bright, 3).max() == 65535
+
+
+def test_what_falls_away_is_told() -> None:
+    assert left_out(Augment(), PHOTO) == left_out(Augment(policy="trivial"), PHOTO) == ""
+    told = left_out(Augment(), Kind("uint16", 4))
+    assert told.startswith("The images are uint16 with 4 channels. Left out") and "hue" in told and "no JPEG" in told
+    assert "hue" not in left_out(Augment(color=0), Kind("uint16", 4))
+    assert left_out(Augment(color=0, quality=0), Kind("float32", 1)) == ""
+    assert "equalize" in left_out(Augment(policy="trivial"), Kind("float32", 1))
+    for family in FAMILIES:  # whatever a row says that it takes, it takes
+        assert family.takes == ANY_IMAGE or PHOTO in family.takes
+    assert [family.factor for family in families_for(Kind("float32", 9))] == list(FACTORS)
+
+
+def test_a_users_policy_gets_the_kind_and_keeps_it(user_module: str, photos: list[np.ndarray]) -> None:
+    images, values = of_kind(photos[:1], Kind("float32", 7))
+    out = Pipeline(Augment(policy=f"python:{user_module}:plain"), 32, "crop", values)(images[0], 0)
+    assert (out.dtype, out.shape) == (np.float32, (32, 32, 7))
+    with pytest.raises(ConfigError, match=r"must give uint16 \(32, 32, 1\)"):
+        images, values = of_kind(photos[:1], Kind("uint16", 1))
+        Pipeline(Augment(policy=f"python:{user_module}:to_eight_bits"), 32, "crop", values)(images[0], 0)
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 from cvtune.data.assemble import make_listing
 from cvtune.data.listing import Item, Labelled, Labels, Listing, Tags, Task
 from cvtune.data.masks import segmented
+from cvtune.data.rasters import channels_last
 from cvtune.errors import DataError
 from cvtune.sections import Source
 
@@ -161,7 +162,10 @@ def check_labels(where: str, labels: Any) -> Labels:
 
 
 def check_images(where: str, images: Any) -> Sequence[Item]:
-    """N images: one uint8 array (N, H, W[, C]), or a sequence of uint8 arrays (H, W[, C]) and of file paths."""
+    """N images: one array (N, H, W[, C]) of numbers, or a sequence of arrays (H, W[, C]) and of file paths.
+
+    Which axis holds the channels: see `rasters.channels_last`.
+    """
     if isinstance(images, np.ndarray) and images.dtype.kind not in "OU":
         if images.ndim not in (3, 4):
             raise DataError(f"{where}: images have shape {images.shape}. Give (N, H, W) or (N, H, W, channels).")
@@ -179,13 +183,11 @@ def check_images(where: str, images: Any) -> Sequence[Item]:
 
 
 def _check_image(what: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    if dtype != np.uint8:
-        raise DataError(
-            f"{what} dtype {dtype}. Images are uint8, 0..255: convert them, for example floats in 0..1 with "
-            "(255 * x).round().astype('uint8')."
-        )
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
-        raise DataError(
-            f"{what} shape {shape}. An image is (H, W), or (H, W, C) with 1, 3 or 4 channels last: "
-            "transpose or reshape it."
-        )
+    if dtype.kind not in "buif":
+        raise DataError(f"{what} dtype {dtype}. Images are numbers: uint8 (photos), uint16 or float32. Convert them.")
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise DataError(f"{what} shape {shape}. An image is (H, W) or (H, W, C): transpose or reshape it.")
+    try:
+        channels_last(np.broadcast_to(np.zeros((), dtype), shape))
+    except ValueError as error:
+        raise DataError(f"{what} {error}.") from error

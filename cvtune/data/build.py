@@ -9,19 +9,21 @@ import logging
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from cvtune.data import kept, store
 from cvtune.data.cache import remember, sweep
-from cvtune.data.decode import IN_MEMORY, REMEDY, Fit, load_pair
+from cvtune.data.decode import IN_MEMORY, REMEDY, Fit, check_kind, load_pair
 from cvtune.data.fingerprint import Fingerprint, leaks
 from cvtune.data.listing import PARTS, Item, Labelled, Listing, join, without_images
 from cvtune.errors import DataError
+from cvtune.kinds import PHOTO, Kind, Sketch, Stats, from_json, usual
 
 _AT_ONCE = 1024  # images that may be decoded and not yet written
+_ASKED = 9  # of the first images that can be decoded, what most of them are all must be
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +46,8 @@ class Scan:
     bytes: int  # of the decoded images and masks
     corrupt: dict[int, str]  # position in the listing: 'name: reason'
     full: bool  # the disk was full before the limit was reached
+    kind: Kind = PHOTO
+    stats: Stats | None = None  # see `store.Index`
 
 
 def build(plan: Plan, limit: int, workers: int) -> Scan | None:
@@ -59,8 +63,10 @@ def build(plan: Plan, limit: int, workers: int) -> Scan | None:
     sweep(plan.path.parent)
     _log.info("Decoding %d images (once per node) into %s.", len(plan.listing.labels()), plan.path.parent)
     with _temporary(plan.path.with_suffix(".part")) as temporary, temporary.open("wb", buffering=0) as file:
-        written = store.write_pixels(file, _decoded(plan, workers), limit)
-        scan = Scan(written.bytes, _named(plan.listing, written.corrupt), full=written.bytes <= limit)
+        images = _Stream(plan, workers)
+        written = store.write_pixels(file, images, limit)
+        corrupt = _named(plan.listing, written.corrupt)
+        scan = Scan(written.bytes, corrupt, written.bytes <= limit, images.kind, images.sketch.stats())
         parts = without(plan.listing, scan.corrupt)
         check_corrupt(tuple(scan.corrupt.values()), len(plan.listing.labels()), plan.max_corrupt)
         _check_classes(plan.listing, parts)
@@ -114,8 +120,41 @@ def _check_classes(listing: Listing, parts: dict[str, Labelled]) -> None:
                 )
 
 
+class _Stream:
+    """Every image of a plan in order, and what is learned of them on the way: their kind, and the numbers of train."""
+
+    def __init__(self, plan: Plan, workers: int) -> None:
+        self._plan, self._workers = plan, workers
+        self.kind, self.sketch = PHOTO, Sketch(self._trained)
+
+    @property
+    def _trained(self) -> int:
+        return len(self._plan.listing.parts["train"].labels)
+
+    def __iter__(self) -> Iterator[store.Pair | DataError]:
+        decoded = _decoded(self._plan, self._workers)
+        first: list[store.Pair | DataError] = []
+        while sum(isinstance(one, store.Pair) for one in first) < _ASKED and (some := next(decoded, None)) is not None:
+            first.append(some)
+        self.kind = usual(one.image for one in first if isinstance(one, store.Pair))
+        items = self._plan.listing.items()
+        for position, (item, one) in enumerate(zip(items, chain(first, decoded), strict=True)):
+            one = self._checked(item, one)
+            if self.kind != PHOTO and position < self._trained and isinstance(one, store.Pair):
+                self.sketch.add(one.image)
+            yield one
+
+    def _checked(self, item: Item, one: store.Pair | DataError) -> store.Pair | DataError:
+        if isinstance(one, store.Pair):
+            try:
+                check_kind(one.image, self.kind, item)
+            except DataError as error:
+                return error
+        return one
+
+
 def _decoded(plan: Plan, workers: int) -> Iterator[store.Pair | DataError]:
-    """Every image in order. Threads suffice: decoding and resizing release the interpreter lock."""
+    """Every image in order, of whatever kind. Threads suffice: decoding and resizing release the interpreter lock."""
     listing = plan.listing
 
     def one(both: tuple[Item, Item | None]) -> store.Pair | DataError:
@@ -153,13 +192,16 @@ def _index(plan: Plan, parts: dict[str, Labelled], scan: Scan, shapes: store.Sha
         groups=join(parts, "groups"),
         weights=join(parts, "weights"),
         shapes=shapes,
+        kind=scan.kind,
+        stats=scan.stats,
     )
 
 
 def _read_scan(record: Path) -> Scan | None:
     try:
         raw = json.loads(record.read_bytes())
-        return Scan(int(raw["bytes"]), {int(i): str(text) for i, text in raw["corrupt"].items()}, bool(raw["full"]))
+        corrupt = {int(i): str(text) for i, text in raw["corrupt"].items()}
+        return Scan(int(raw["bytes"]), corrupt, bool(raw["full"]), *from_json(raw))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # missing or torn: scan again
         return None
 

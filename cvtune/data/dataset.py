@@ -13,17 +13,18 @@ import numpy as np
 from cvtune.data import store
 from cvtune.data.build import Plan, Scan, build, check_corrupt, told, without
 from cvtune.data.cache import allowance, cache_folder, locked
-from cvtune.data.decode import Fit, load, load_mask, resize_keep, resize_mask
+from cvtune.data.decode import Fit, check_kind, load, load_mask, resize_keep, resize_mask
 from cvtune.data.fingerprint import fingerprint
 from cvtune.data.kept import Kept, keep
 from cvtune.data.listing import PARTS, Item, Labelled, Labels, Pixels, Tags, Task
 from cvtune.data.sources import read_source
+from cvtune.kinds import PHOTO, Kind, Stats
 from cvtune.recipe import Data
 from cvtune.sections import Source
 
 
 class Images(Protocol):
-    """N images, each uint8 (h, w, 3) RGB of its own size, read-only; or masks (h, w). Picklable."""
+    """N images, each (h, w, C) of its own size, read-only; or masks, uint8 (h, w). Picklable."""
 
     def __len__(self) -> int: ...
 
@@ -55,6 +56,8 @@ class Dataset:
     notices: tuple[str, ...]  # for the user, one line each
     store: Path | None  # for `open_store` in other processes; None: images are decoded at each access
     task: Task = "classify"
+    kind: Kind = PHOTO  # of all images
+    stats: Stats | None = None  # of the training images; None: photos
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ class DecodedImages:
     items: Sequence[Item]
     side: int
     fit: Fit
+    kind: Kind = PHOTO
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, i: int, /) -> Pixels:
-        image = resize_keep(load(self.items[i]), self.side, self.fit)
+        item = self.items[i]
+        image = resize_keep(check_kind(load(item), self.kind, item), self.side, self.fit)
         image.flags.writeable = False  # as in the store
         return image
 
@@ -134,7 +139,8 @@ def open_store(path: Path) -> Dataset | None:
     stops = np.cumsum(index.sizes).tolist()
     train, val, test = (_stored(path, index, stop - size, stop) for size, stop in zip(index.sizes, stops, strict=True))
     notices = (*index.notices, *_skipped(index.corrupt))
-    return Dataset(index.classes, train, val, test, index.fingerprint, index.corrupt, notices, path, index.task)
+    learned = (index.task, index.kind, index.stats)
+    return Dataset(index.classes, train, val, test, index.fingerprint, index.corrupt, notices, path, *learned)
 
 
 def _stored(path: Path, index: store.Index, start: int, stop: int) -> Part:
@@ -150,8 +156,8 @@ def _stored(path: Path, index: store.Index, start: int, stop: int) -> Part:
 
 def _on_the_fly(plan: Plan, scan: Scan, limit: int, workers: int) -> Dataset:
     good = without(plan.listing, scan.corrupt)
-    kept = keep(plan.path.with_suffix(".kept"), good, plan.side, plan.fit, limit, workers)
-    train, val, test = (_decoded_part(plan, kept.parts[part]) for part in PARTS)
+    kept = keep(plan.path.with_suffix(".kept"), good, plan.side, plan.fit, limit, workers, scan.kind)
+    train, val, test = (_decoded_part(plan, kept.parts[part], scan.kind) for part in PARTS)
     corrupt = tuple(scan.corrupt.values())
     need = f"{scan.bytes / 1e9:.3g} GB"
     if scan.full:
@@ -166,14 +172,13 @@ def _on_the_fly(plan: Plan, scan: Scan, limit: int, workers: int) -> Dataset:
         )
     slow = f"Images are decoded anew at each access, which is slow: {why}{_told(kept)}"
     notices = (*told(plan, scan), *_skipped(corrupt), slow)
-    return Dataset(
-        plan.listing.classes, train, val, test, plan.contents.digest, corrupt, notices, None, plan.listing.task
-    )
+    learned = (plan.listing.task, scan.kind, scan.stats)
+    return Dataset(plan.listing.classes, train, val, test, plan.contents.digest, corrupt, notices, None, *learned)
 
 
-def _decoded_part(plan: Plan, part: Labelled) -> Part:
+def _decoded_part(plan: Plan, part: Labelled, kind: Kind) -> Part:
     return Part(
-        DecodedImages(part.items, plan.side, plan.fit),
+        DecodedImages(part.items, plan.side, plan.fit, kind),
         part.labels,
         part.tags,
         None if part.masks is None else DecodedMasks(part.masks, plan.listing.lookup, plan.side, plan.fit),

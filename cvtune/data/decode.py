@@ -1,42 +1,54 @@
-"""Image files and arrays become uint8 (H, W, 3) RGB, and masks uint8 (H, W), upright and no larger than needed."""
+"""Image files and arrays become arrays (H, W, C), and masks uint8 (H, W), upright and no larger than needed.
+
+Photos of 8 bits become uint8 (H, W, 3) RGB, gray ones too. All other images keep their numbers and their channels:
+uint8, uint16 or float32 (see `rasters`).
+"""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cvtune.data.guard import MAX_PIXELS, in_turn
 from cvtune.data.listing import IGNORE, UNKNOWN, Item, Pixels
 from cvtune.data.packed import Packed
+from cvtune.data.rasters import HEAD, channels_last, kept, npy_array, reader_of, upright
 from cvtune.errors import DataError
+from cvtune.kinds import Kind, kind_of
+from cvtune.pixels import resized
 
 Fit = Literal["crop", "squash"]
 IN_MEMORY = "array"  # begins what is said of an image that is no file
 REMEDY = " Replace or remove the file."
 LONGEST = 4  # times the shorter side; what is beyond is cut off before an image is resized
-MAX_PIXELS = 160_000_000  # of a file, read from its header; decoding takes 7 bytes for each
-_LARGE = 20_000_000  # pixels above which images are decoded one at a time, however many threads there are
-_alone = threading.Lock()
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm")  # Pillow's, whatever is inside
 _PACKED = {"L;2": 85, "L;4": 17}  # Pillow spreads gray values of 2 and 4 bits over 0..255: the factor
 
 
 def load(item: Item) -> Pixels:
-    """The image, uint8 (H, W, 3): a file is decoded, an array brought to three channels (see `decode`)."""
-    return _rgb_from_array(item) if isinstance(item, np.ndarray) else decode(item)
+    """The image as (H, W, C), of whatever kind it is: a file is decoded, an array checked (see `decode`, `kept`).
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    if not isinstance(item, np.ndarray):
+        return decode(item)
+    try:
+        return _with_three(kept(channels_last(item)))
+    except ValueError as error:
+        raise DataError(f"{IN_MEMORY}: cannot be used ({error}).{REMEDY}") from error
 
 
 def load_pair(
     item: Item, mask: Item | None, lookup: tuple[int, ...], side: int, fit: Fit
 ) -> tuple[Pixels, Pixels | None]:
-    """An image as it is kept, uint8 (h, w, 3), and its mask, uint8 (h, w); see `resize_keep` and `load_mask`.
+    """An image as it is kept, (h, w, C), and its mask, uint8 (h, w); see `resize_keep` and `load_mask`.
 
     Raises:
         DataError: one of them cannot be decoded, or their sizes differ.
@@ -52,6 +64,17 @@ def load_pair(
             f"{width} x {height}.{REMEDY}"
         )
     return resize_keep(image, side, fit), resize_mask(classes, side, fit)
+
+
+def check_kind(image: Pixels, kind: Kind, item: Item) -> Pixels:
+    """The image (H, W, C) itself.
+
+    Raises:
+        DataError: it is not of the kind that the data set is.
+    """
+    if (own := kind_of(image)) == kind:
+        return image
+    raise DataError(f"{_named(item)}: is {own}, the images of this data set are {kind}.{REMEDY}")
 
 
 def load_mask(item: Item, lookup: tuple[int, ...]) -> Pixels:
@@ -91,7 +114,7 @@ def mask_values(item: Item) -> Pixels:
     if isinstance(item, np.ndarray):
         return item.reshape(item.shape[:2])
     try:
-        values = _npy(item) if item.suffix.lower() == ".npy" else _indices(item)
+        values = npy_array(_stream(item)) if item.suffix.lower() == ".npy" else _indices(item)
         if values.ndim == 3 and values.shape[2] == 1:
             values = values[..., 0]
         if values.ndim != 2:
@@ -104,33 +127,37 @@ def mask_values(item: Item) -> Pixels:
 
 
 def decode(file: Path | Packed) -> Pixels:
-    """Decodes an image file, or one in an archive, to uint8 (H, W, 3) RGB.
+    """Decodes an image file, or one in an archive, to (H, W, C).
 
-    Rotated by its EXIF orientation. Transparency shows white. Of an animation the first frame. 16-bit values keep
-    their high byte. Floats are multiplied by 255 if all lie in 0..1, else the smallest becomes 0 and the largest 255.
+    Photos, which have 8 bits, become uint8 (H, W, 3) RGB: gray is repeated, transparency shows white, of an animation
+    the first frame is taken. Everything else keeps its numbers. All are turned by their EXIF orientation.
 
     Raises:
-        DataError: the file is missing, truncated, no image, or has more than MAX_PIXELS.
+        DataError: the file is missing, truncated, no image, too large (see `guard`), or holds numbers that cannot be
+            kept (see `rasters.kept`).
     """
-    return _decoded(lambda: _stream(file), str(file))
+    try:
+        stream = _stream(file)
+        if isinstance(stream, io.BytesIO) or file.suffix.lower() not in PHOTO_SUFFIXES:
+            read = reader_of(_head(stream))
+            image = read(stream) if read else None
+            if image is not None:
+                return _with_three(image)
+        return _by_pillow(stream)
+    except Exception as error:  # the libraries raise whatever a broken file makes them
+        raise DataError(f"{file}: cannot be decoded ({_reason(error)}).{REMEDY}") from error
 
 
 def decode_bytes(content: bytes, name: str) -> Pixels:
-    """The same for the content of an image file; `name` is for messages."""
-    return _decoded(lambda: io.BytesIO(content), name)
-
-
-def _decoded(stream: Callable[[], Path | io.BytesIO], name: str) -> Pixels:
+    """The uint8 (H, W, 3) of the content of a photo's file; `name` is for messages."""
     try:
-        with Image.open(stream()) as image, _in_turn(image.width * image.height):
-            ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
-    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
+        return _by_pillow(io.BytesIO(content))
+    except Exception as error:
         raise DataError(f"{name}: cannot be decoded ({_reason(error)}).{REMEDY}") from error
 
 
 def resize_keep(image: Pixels, side: int, fit: Fit) -> Pixels:
-    """Shrinks uint8 (H, W, 3) to what is worth keeping; never enlarges.
+    """Shrinks (H, W, C) to what is worth keeping; never enlarges.
 
     crop: the shorter side becomes at most `side` and the aspect stays, after the longer side was cut around the
     center to 4 x the shorter. squash: both sides become at most `side`.
@@ -154,16 +181,7 @@ def _resize(image: Pixels, side: int, fit: Fit, interpolation: int) -> Pixels:
         size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     if size == (image.shape[1], image.shape[0]):
         return np.ascontiguousarray(image)
-    return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
-
-
-@contextlib.contextmanager
-def _in_turn(pixels: int) -> Iterator[None]:
-    """Refuses what is too large and lets what is large wait, so that threads together do not exhaust the memory."""
-    if pixels > MAX_PIXELS:
-        raise ValueError(f"{pixels / 1e6:.0f} megapixels, at most {MAX_PIXELS // 10**6} are read")
-    with _alone if pixels > _LARGE else contextlib.nullcontext():
-        yield
+    return resized(image, size, interpolation)
 
 
 def _reason(error: Exception) -> str:
@@ -172,16 +190,8 @@ def _reason(error: Exception) -> str:
     return "no image" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
-def _npy(file: Path | Packed) -> npt.NDArray[np.generic]:
-    mapped = np.load(
-        _stream(file), mmap_mode="r", allow_pickle=False
-    )  # so that the header is seen before the rest is read
-    with _in_turn(mapped.size):
-        return np.array(mapped)
-
-
 def _indices(file: Path | Packed) -> npt.NDArray[np.generic]:
-    with Image.open(_stream(file)) as image, _in_turn(image.width * image.height):
+    with Image.open(_stream(file)) as image, in_turn(image.width * image.height):
         raw = image.tile[0].args if image.tile else ""  # PNG names the mode, TIFF a tuple that begins with it
         packed = _PACKED.get(str(raw[0] if isinstance(raw, tuple) else raw), 1)
         ImageOps.exif_transpose(image, in_place=True)
@@ -205,30 +215,53 @@ def _center(image: Pixels, height: int, width: int) -> Pixels:
     return image[top : top + height, left : left + width]
 
 
+def _head(stream: Path | io.BytesIO) -> bytes:
+    if isinstance(stream, io.BytesIO):
+        return bytes(stream.getbuffer()[:HEAD])
+    with stream.open("rb") as file:
+        return file.read(HEAD)
+
+
+def _by_pillow(stream: Path | io.BytesIO) -> Pixels:
+    with Image.open(stream) as image:
+        wide = _is_wide(image)
+        with in_turn(image.width * image.height, 2 * len(image.getbands()) if wide else 3):
+            if not wide:
+                ImageOps.exif_transpose(image, in_place=True)
+                return _rgb(image)
+            orientation = image.getexif().get(0x0112, 1)
+            return kept(upright(_wide(stream, image.getbands()), orientation))
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Whether a PNG, PPM or PGM has 16 bits, of which Pillow itself would read 8 in color, and others in gray."""
+    if image.format not in ("PNG", "PPM"):
+        return False
+    tiles: Any = getattr(image, "tile", None)
+    how = tiles[0].args if tiles else ""
+    most = how[-1] if isinstance(how, tuple) else 0  # the largest value of a PPM or PGM
+    return image.mode.startswith("I") or ";16" in str(how) or (isinstance(most, int) and most > 255)
+
+
+def _wide(stream: Path | io.BytesIO, bands: tuple[str, ...]) -> Pixels:
+    content = stream.read_bytes() if isinstance(stream, Path) else stream.getvalue()
+    array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise ValueError("16 bits, truncated or damaged")
+    if array.ndim == 3:  # OpenCV's order is blue, green, red, and gray with alpha is given as four channels
+        array = array[..., [0, 3]] if bands == ("L", "A") else array[..., [2, 1, 0, 3][: array.shape[2]]]
+    return np.asarray(array)
+
+
 def _rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):  # 16-bit gray; wider integers are cut to that range
-        return _gray(np.clip(np.asarray(image), 0, 65535) >> 8)
-    if image.mode == "F":
-        return _gray(_from_floats(np.asarray(image)))
+    if image.mode == "F" or image.mode.startswith("I"):
+        return kept(np.asarray(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy RGB too
 
 
-def _from_floats(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    values = np.nan_to_num(values)
-    low, high = values.min(), values.max()
-    if low < 0 or high > 1:
-        values = (values - low) / max(high - low, np.finfo(np.float32).tiny)
-    return np.round(values * 255)
-
-
-def _gray(values: npt.NDArray[np.number]) -> Pixels:
-    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _rgb_from_array(array: Pixels) -> Pixels:
-    if array.ndim == 2 or array.shape[2] == 1:
-        return _gray(array.reshape(array.shape[:2]))
-    return _rgb(Image.fromarray(array)) if array.shape[2] == 4 else array
+def _with_three(image: Pixels) -> Pixels:
+    """Gray of 8 bits as RGB, as of a photo; other images as they are."""
+    return np.repeat(image, 3, axis=2) if kind_of(image) == Kind("uint8", 1) else image

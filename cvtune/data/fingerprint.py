@@ -135,7 +135,8 @@ def _digest(item: Item | None) -> bytes:
     if item is None:
         return b""
     if isinstance(item, np.ndarray):
-        return hashlib.blake2b(f"{item.shape}".encode() + item.tobytes(), digest_size=16).digest()
+        kind = "" if item.dtype == np.uint8 else item.dtype.str
+        return hashlib.blake2b(f"{item.shape}{kind}".encode() + item.tobytes(), digest_size=16).digest()
     try:
         content = item.read() if isinstance(item, Packed) else item.read_bytes()
         return hashlib.blake2b(content, digest_size=16).digest()

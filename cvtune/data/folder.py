@@ -16,7 +16,10 @@ from cvtune.data.listing import Labelled, Listing
 from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import Source
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"),
+    *(".npy", ".dcm", ".dicom"),
+)
 PART_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 

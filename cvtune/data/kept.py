@@ -3,7 +3,7 @@
 An image is kept as the bytes of its file, or as lossless WebP of what training uses of it (see `resize_keep`) where
 that is smaller: so the pixels are the same in any case. Measured: of a JPEG of 2560 x 1708 pixels at side 336, 0.24 MB
 are kept instead of 0.77, and decoded in 3 ms instead of 62; lossless PNG takes a quarter more. JPEGs of 128 pixels
-are kept as they are, since losslessly they would take three times as much.
+are kept as they are, since losslessly they would take three times as much. So are all files that are no photos.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from cvtune.data.decode import Fit, decode_bytes, resize_keep
 from cvtune.data.listing import PARTS, Item, Labelled
 from cvtune.data.packed import Packed, Packing, forget_open_archives
 from cvtune.errors import DataError
+from cvtune.kinds import PHOTO, Kind
 
 _AT_ONCE = 256  # images that may be compressed and not yet written
 _LOSSLESS = 4  # lossless images have at least a fourth of the decoded bytes: below it nothing is tried
@@ -73,7 +74,9 @@ class KeptItems(Compact[Item]):
         return KeptItems(pick(self.items, rows), self.file, self.starts[rows], self.sizes[rows], self.encoded[rows])
 
 
-def keep(path: Path, parts: Mapping[str, Labelled], side: int, fit: Fit, limit: int, workers: int) -> Kept:
+def keep(
+    path: Path, parts: Mapping[str, Labelled], side: int, fit: Fit, limit: int, workers: int, kind: Kind = PHOTO
+) -> Kept:
     """Keeps the items of parts in the file `path`, up to `limit` bytes, or finds them kept by an earlier run.
 
     Train comes first, then val, test and the masks; what does not fit is left out. Arrays are in memory already. What
@@ -83,7 +86,8 @@ def keep(path: Path, parts: Mapping[str, Labelled], side: int, fit: Fit, limit: 
     total = sum(map(len, columns))
     index = _read(path, total)
     if index is None or (not index.sizes.all() and limit >= 2 * index.limit):
-        index = _write(path, columns, side, fit, limit, workers)
+        smaller = side if kind == PHOTO else None
+        index = _write(path, columns, smaller, fit, limit, workers)
     starts = np.cumsum(index.sizes) - index.sizes
     made: list[KeptItems] = []
     for column, stop in zip(columns, np.cumsum([len(column) for column in columns]), strict=True):
@@ -124,8 +128,13 @@ def _read(path: Path, total: int) -> _Index | None:
     return index if whole else None
 
 
-def _write(path: Path, columns: Sequence[Sequence[Item]], side: int, fit: Fit, limit: int, workers: int) -> _Index:
-    """Writes file and index. Where the disk is full before the limit, half of what fits is kept, and half left free."""
+def _write(
+    path: Path, columns: Sequence[Sequence[Item]], side: int | None, fit: Fit, limit: int, workers: int
+) -> _Index:
+    """Writes file and index; `side` None: of all the bytes of their files.
+
+    Where the disk is full before the limit, half of what fits is kept, and half left free.
+    """
     remove(path)
     forget_open_archives()
     images = sum(map(len, columns[:3]))
@@ -161,7 +170,9 @@ class _Content(NamedTuple):
     is_encoded: bool = False
 
 
-def _contents(columns: Sequence[Sequence[Item]], images: int, side: int, fit: Fit, workers: int) -> Iterator[_Content]:
+def _contents(
+    columns: Sequence[Sequence[Item]], images: int, side: int | None, fit: Fit, workers: int
+) -> Iterator[_Content]:
     """What is to be kept of every item, in order. Threads suffice: Pillow releases the interpreter lock."""
 
     def one(numbered: tuple[int, Item]) -> _Content:

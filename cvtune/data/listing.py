@@ -15,10 +15,10 @@ from cvtune.data.compact import pick
 from cvtune.data.packed import Packed
 
 PARTS = ("train", "val", "test")
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]  # an image, uint8, uint16 or float32 (H, W, C), or a mask, uint8 (H, W)
 Labels = npt.NDArray[np.int64]
 Tags = npt.NDArray[np.float32]
-# An image file, one in an archive, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); see decode.load.
+# An image file, one in an archive, or an array (H, W) or (H, W, C) of numbers; see decode.load.
 Item = Path | Packed | Pixels
 Task = Literal["classify", "multilabel", "segment"]
 Column = Literal["labels", "tags", "groups", "weights"]

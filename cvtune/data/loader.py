@@ -19,16 +19,18 @@ from torch.utils.data import DataLoader
 from cvtune.data.dataset import Images, Part
 from cvtune.data.decode import Fit
 from cvtune.data.listing import Labels, Pixels
+from cvtune.kinds import DTYPES, PHOTO
 from cvtune.pixels import to_square
 
 _MASK = 2**64 - 1
+_TYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 
 
 class Batch(NamedTuple):
     """Some images of a part and what is to be learned of them.
 
     Attributes:
-        images: uint8 (N, S, S, 3).
+        images: (N, S, S, C), uint8, uint16 or float32 as the data set is.
         targets: masks uint8 (N, S, S) of a part that has masks, else tags float32 (N, K) where it has tags, else labels
             int64 (N,).
         weights: float32 (N,), factor on the loss of each image; None: 1.
@@ -40,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Augmenter(Hashable, Protocol):
-    """Augments one image: uint8 (H, W, 3) and a seed give uint8 (S, S, 3). Picklable; equal if its settings are.
+    """Augments one image: (H, W, C) and a seed give (S, S, C). Picklable; equal if its settings are.
 
     `with_mask` makes the same of the image and moves its mask along, uint8 (H, W) to (S, S). See `augment.Pipeline`.
     """
@@ -156,11 +158,14 @@ def subset(labels: Labels, fraction: float, seed: int) -> Labels:
 
 
 def evaluation_batch(images: Images, indices: Sequence[int] | Labels, image_size: int, fit: Fit) -> Pixels:
-    """Images as evaluation sees them, uint8 (N, S, S, 3): cropped at the center or squashed to `image_size`."""
-    batch = np.empty((len(indices), image_size, image_size, 3), np.uint8)
+    """Images as evaluation sees them, (N, S, S, C): cropped at the center or squashed to `image_size`."""
+    batch: Pixels | None = None
     for row, i in enumerate(indices):
-        batch[row] = to_square(images[int(i)], image_size, fit)
-    return batch
+        square = to_square(images[int(i)], image_size, fit)
+        if batch is None:
+            batch = np.empty((len(indices), *square.shape), square.dtype)
+        batch[row] = square
+    return np.empty((0, image_size, image_size, PHOTO.channels), PHOTO.dtype) if batch is None else batch
 
 
 def evaluation_targets(part: Part, indices: Labels, image_size: int, fit: Fit) -> torch.Tensor:
@@ -194,12 +199,12 @@ class _Batches(torch.utils.data.Dataset[Batch]):
 
 
 def _stacked(made: Iterable[Pixels], request: Request) -> torch.Tensor:
-    """Arrays of one shape as one tensor uint8 (N, ...), which is written while they are made."""
+    """Arrays of one shape and type as one tensor (N, ...), which is written while they are made."""
     together: torch.Tensor | None = None
     for row, array in enumerate(made):
         if together is None:
             shape = (len(request.tickets), *array.shape)
-            together = torch.empty(shape, dtype=torch.uint8, pin_memory=request.pin)
+            together = torch.empty(shape, dtype=_TYPES[array.dtype.name], pin_memory=request.pin)
         together.numpy()[row] = array
     assert together is not None
     return together

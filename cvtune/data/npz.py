@@ -18,7 +18,7 @@ from cvtune.sections import Source
 
 
 def read(path: Path, source: Source, workers: int = 1) -> Listing:
-    """Reads an .npz with images uint8 (N, H, W) or (N, H, W, 1, 3 or 4) and labels or masks as `listing_of` knows them.
+    """Reads an .npz with images (N, H, W) or (N, H, W, C) and labels or masks as `listing_of` knows them.
 
     Masks may also be called m_train, m_val, m_test, or m.
 

@@ -24,8 +24,9 @@ import numpy.typing as npt
 
 from cvtune.data.listing import COLUMNS, Labels, Pixels, Tags, Task
 from cvtune.errors import DataError
+from cvtune.kinds import PHOTO, Kind, Stats, from_json, to_json
 
-MAGIC = b"cvtune02"  # changes with the layout, and with how images are decoded or resized
+MAGIC = b"cvtune03"  # changes with the layout, and with how images are decoded or resized
 _FOOTER = struct.Struct("<8sQ16s")  # magic, bytes of the index, BLAKE2b of the index
 _ARRAYS = (*COLUMNS, "shapes")  # of an Index; the rest of it is JSON
 Shapes = npt.NDArray[np.int64]
@@ -47,6 +48,8 @@ class Index:
     groups: Labels | None  # int64 (N,)
     weights: Tags | None  # float32 (N,)
     shapes: Shapes  # height and width, int64 (N, 2)
+    kind: Kind = PHOTO
+    stats: Stats | None = None  # of the training images; None: photos
 
     @property
     def has_masks(self) -> bool:
@@ -55,12 +58,18 @@ class Index:
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each image begins and the last one ends, bytes, int64 (N + 1,)."""
-        planes = 4 if self.has_masks else 3
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.shapes.prod(axis=1) * planes)])
+        pixels = self.shapes.prod(axis=1)
+        sizes = pixels * (self.kind.bytes + self.has_masks) + (_gap(pixels, self.kind) if self.has_masks else 0)
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+
+
+def _gap(pixels: Any, kind: Kind) -> Any:
+    """Bytes left free behind a mask, so that the numbers of the next image lie where the processor reads them best."""
+    return -pixels % np.dtype(kind.dtype).itemsize
 
 
 class Pair(NamedTuple):
-    """A decoded image, uint8 (h, w, 3), and its mask, uint8 (h, w), if the task has masks."""
+    """A decoded image, (h, w, C), and its mask, uint8 (h, w), if the task has masks."""
 
     image: Pixels
     mask: Pixels | None
@@ -87,9 +96,11 @@ def write_pixels(file: io.FileIO, pairs: Iterable[Pair | DataError], limit: int)
             corrupt[position] = pair
             continue
         shapes.append((pair.image.shape[0], pair.image.shape[1]))
-        planes = [plane for plane in pair if plane is not None]
+        planes = [plane.data.cast("B") for plane in pair if plane is not None]
+        if pair.mask is not None and (gap := -pair.mask.size % pair.image.itemsize):
+            planes.append(memoryview(bytes(gap)))
         total += sum(plane.nbytes for plane in planes)
-        if complete and not (total <= limit and all(append(file, plane.data) for plane in planes)):
+        if complete and not (total <= limit and all(append(file, plane) for plane in planes)):
             complete = False
             file.truncate(0)
     return Written(np.array(shapes, np.int64).reshape(-1, 2), corrupt, total, complete)
@@ -99,6 +110,7 @@ def commit(file: io.FileIO, path: Path, index: Index) -> bool:
     """Appends the index to the pixels in `file` and gives the file its name `path`. False: the disk is full."""
     fields = {f.name: getattr(index, f.name) for f in dataclasses.fields(Index)}
     meta = {name: value for name, value in fields.items() if name not in _ARRAYS}
+    meta |= to_json(index.kind, index.stats)
     arrays = {name: value for name, value in fields.items() if name in _ARRAYS and value is not None}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
@@ -129,19 +141,20 @@ def read_index(path: Path) -> Index | None:
         meta: dict[str, Any] = json.loads(str(arrays["meta"]))
         for key, value in meta.items():
             meta[key] = tuple(value) if isinstance(value, list) else value
+        meta["kind"], meta["stats"] = from_json(meta)
         index = Index(**meta | {name: arrays.get(name) for name in _ARRAYS})
     return index if index.offsets()[-1] + length == end else None
 
 
 class StoreImages:
-    """Images `start` to `stop` of a store: read-only views uint8 (h, w, 3) of the mapped file; or masks (h, w).
+    """Images `start` to `stop` of a store: read-only views (h, w, C) of the mapped file; or masks, uint8 (h, w).
 
     The file is opened at the first access. Pickles as its path, so that each process maps the file itself.
     """
 
     def __init__(self, path: Path, start: int, stop: int, masks: bool = False) -> None:
         self._path, self._start, self._stop, self._masks = path, start, stop, masks
-        self._opened: tuple[Pixels, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+        self._opened: _Opened | None = None
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -149,24 +162,32 @@ class StoreImages:
     def __getitem__(self, i: int) -> Pixels:
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
-        pixels, offsets, shapes = self._opened or self._open()
+        pixels, offsets, shapes, kind, dtype = self._opened or self._open()
         row = self._start + i
         height, width = shapes[row]
-        middle = offsets[row] + height * width * 3
+        middle = offsets[row] + height * width * kind.bytes
         if self._masks:
-            return pixels[middle : offsets[row + 1]].reshape(height, width)
-        return pixels[offsets[row] : middle].reshape(height, width, 3)
+            return pixels[middle : middle + height * width].reshape(height, width)
+        return pixels[offsets[row] : middle].view(dtype).reshape(height, width, kind.channels)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoreImages, (self._path, self._start, self._stop, self._masks)
 
-    def _open(self) -> tuple[Pixels, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _open(self) -> _Opened:
         index = read_index(self._path)
         if index is None:
             raise DataError(f"{self._path}: the decoded images are gone. Start again, and they are decoded again.")
         pixels = np.asarray(np.memmap(self._path, np.uint8, "r"))  # a plain array: memmap's own views cost more
-        self._opened = (pixels, index.offsets(), index.shapes)
+        self._opened = _Opened(pixels, index.offsets(), index.shapes, index.kind, np.dtype(index.kind.dtype))
         return self._opened
+
+
+class _Opened(NamedTuple):
+    pixels: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    shapes: Shapes
+    kind: Kind
+    dtype: np.dtype[Any]
 
 
 def append(file: io.FileIO, content: memoryview) -> bool:

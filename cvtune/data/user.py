@@ -15,7 +15,7 @@ from cvtune.usercode import load_function
 def read(source: Source, workers: int = 1) -> Listing:
     """Calls the function. It returns {"train": (images, labels)}, optionally with "val", "test" and "classes".
 
-    Images: uint8 arrays (H, W, 3) or (H, W), or paths of image files. Labels: whole numbers 0..K-1; of several labels
+    Images: arrays (H, W) or (H, W, C), or paths of image files. Labels: whole numbers 0..K-1; of several labels
     per image float, bool or uint8 (N, K); masks, as arrays (H, W) or paths. See `arrays.listing_of`.
 
     Raises:

@@ -7,6 +7,7 @@ trained file loads into plain torchvision.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,14 +55,16 @@ class Network:
     """A module and what of it may change during training.
 
     Attributes:
-        module: float (N, 3, H, W) -> float logits (N, K), to segment (N, K, H, W).
+        module: float (N, C, H, W) -> float logits (N, K), to segment (N, K, H, W).
         head: the last layer, of a segmentation model all that comes after the encoder; the rest is the backbone.
         task: what the logits are for.
+        channels: C.
     """
 
     module: nn.Module
     head: nn.Module
     task: Task = "classify"
+    channels: int = 3
     _dropout: list[Any] = field(default_factory=list)  # whatever has a settable probability `p`
     _channels: list[Any] = field(default_factory=list)
     _branches: list[list[Any]] = field(default_factory=list)  # one list per block, from first to deepest
@@ -117,7 +120,9 @@ class Network:
             norm.train(self.module.training and not frozen)
 
 
-def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = "classify") -> Network:
+def build_model(
+    recipe: Recipe, num_classes: int, image_size: int, task: Task = "classify", channels: int = 3
+) -> Network:
     """The network that a recipe (resolved or not) asks for, on the CPU, its noise set.
 
     Args:
@@ -125,6 +130,7 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = 
         num_classes: number of logits K, >= 2.
         image_size: side of the square input in px.
         task: what the logits are for: "classify" and "multilabel" want (N, K), "segment" (N, K, H, W).
+        channels: of the images. Pretrained weights for 3 are fitted to others, see `weights.fit_channels`.
 
     Raises:
         ConfigError: the name, task, norm, weights or image size does not fit, a knob set by hand above 0 has no
@@ -132,7 +138,7 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = 
     """
     name, norm = recipe.model.name, recipe.model.norm
     if name.startswith("python:"):
-        return _user_network(recipe, num_classes, image_size, task)
+        return _user_network(recipe, num_classes, image_size, task, channels)
     family = find_family(name)
     _refuse_other_task(name, family, task)
     if norm is not None and family.own_norm:
@@ -140,7 +146,7 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = 
             f"model.norm = {norm!r} does not fit model.name = {name!r}: {family.name} knows only its own norm layers. "
             "Leave model.norm at None."
         )
-    module = build_plain(family, name, num_classes, image_size, recipe.model.width)
+    module = build_plain(family, name, num_classes, image_size, recipe.model.width, channels)
     replace_norms(module, family.branches, name, norm)
     head = nn.ModuleList(family.head(module)) if family.head else _last_linear(module)
     stages, branches = family.stage_ends(module), family.branches(module)
@@ -151,6 +157,7 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int, task: Task = 
         module,
         head,
         task,
+        channels,
         _dropout=dropouts or [_before(_layers(head)[-1], F.dropout)],
         _channels=[_after(stage, F.dropout2d) for stage in stages],
         _branches=[[_after(branch, drop_rows) for branch in block] for block in branches],
@@ -167,14 +174,15 @@ def check_model(network: Network, num_classes: int, image_size: int) -> None:
             image_size, image_size).
     """
     module, training = network.module, network.module.training
-    images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, network.channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
             logits = module.eval()(images.to(next(module.parameters()).device))
     except Exception as error:
-        sides = ", ".join(f"{side}" for side in _sides_taken(module))
+        sides = ", ".join(f"{side}" for side in _sides_taken(module, network.channels))
+        of = f" with {network.channels} channels" if network.channels != 3 else ""
         raise ConfigError(
-            f"The model cannot take images of data.image_size = {image_size} px: {type(error).__name__}: {error}. "
+            f"The model cannot take images{of} of data.image_size = {image_size} px: {type(error).__name__}: {error}. "
             + (f"It takes {sides} px. " if sides else "")
             + "Choose another image size or another model.name."
         ) from error
@@ -189,12 +197,12 @@ def check_model(network: Network, num_classes: int, image_size: int) -> None:
         )
 
 
-def _sides_taken(module: nn.Module) -> list[int]:
+def _sides_taken(module: nn.Module, channels: int) -> list[int]:
     """Which of the usual image sizes a network takes, tried without computing anything."""
 
     def takes(side: int) -> bool:
         try:
-            twin(torch.empty(2, 3, side, side, device="meta"))
+            twin(torch.empty(2, channels, side, side, device="meta"))
         except Exception:  # whatever a layer may raise
             return False
         return True
@@ -261,13 +269,19 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
 
 
-def _user_network(recipe: Recipe, num_classes: int, image_size: int, task: Task) -> Network:
+def _user_network(recipe: Recipe, num_classes: int, image_size: int, task: Task, channels: int) -> Network:
     from cvtune.usercode import load_function
 
     ref = recipe.model.name
     function = load_function(ref, "model.name")
+    told = {"channels": channels} if "channels" in inspect.signature(function).parameters else {}
+    if channels != 3 and not told:
+        raise ConfigError(
+            f"model.name = {ref!r} does not ask for the number of channels, and the images have {channels}: give it a "
+            "third argument, def build(num_classes, recipe, channels), which then gets it."
+        )
     try:
-        module = function(num_classes, resolve(recipe))
+        module = function(num_classes, resolve(recipe), **told)
     except Exception as error:
         raise ConfigError(f"model.name = {ref!r} failed: {type(error).__name__}: {error}. Correct it.") from error
     if not isinstance(module, nn.Module) or next(module.parameters(), None) is None:
@@ -279,4 +293,4 @@ def _user_network(recipe: Recipe, num_classes: int, image_size: int, task: Task)
     head = _layers(module)[-1] if task == "segment" else _last_linear(module)
     if recipe.model.pretrained != "default":  # which weights are the default of user code only it can know
         load_weights(module, head, ref, recipe.model.pretrained, image_size)
-    return Network(module, head, task)
+    return Network(module, head, task, channels)

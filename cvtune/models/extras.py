@@ -51,7 +51,7 @@ def check_name(name: str) -> None:
             raise ConfigError(f"model.name = {name!r}: {encoder!r} is no encoder. {did_you_mean(encoder, encoders)}")
 
 
-def build(name: str, num_classes: int, image_size: int) -> nn.Module:
+def build(name: str, num_classes: int, image_size: int, channels: int = 3) -> nn.Module:
     """A checked name's architecture with fresh weights.
 
     Raises:
@@ -59,9 +59,11 @@ def build(name: str, num_classes: int, image_size: int) -> nn.Module:
     """
     try:
         if name.startswith(TIMM):
-            return _timm(name, num_classes, image_size)
+            return _timm(name, num_classes, image_size, channels)
         decoder, _, encoder = name.removeprefix(SMP).partition("/")
-        made: nn.Module = library(SMP, name).create_model(decoder, encoder, encoder_weights=None, classes=num_classes)
+        made: nn.Module = library(SMP, name).create_model(
+            decoder, encoder, encoder_weights=None, classes=num_classes, in_channels=channels
+        )
         return made
     except ConfigError:
         raise
@@ -83,13 +85,23 @@ def timm_head(module: Any) -> nn.Module:
     )
 
 
-def timm_weights(name: str, file: Path, num_classes: int, image_size: int) -> dict[str, Tensor]:
+def timm_weights(name: str, file: Path, num_classes: int, image_size: int, channels: int = 3) -> dict[str, Tensor]:
     """The state of the architecture with published weights from `file`, the head fresh unless it fits.
 
-    timm itself translates the names of foreign files and fits position embeddings.
+    timm itself translates the names of foreign files, and fits position embeddings and the first convolution.
     """
-    state: dict[str, Tensor] = _timm(name, num_classes, image_size, file).state_dict()
+    state: dict[str, Tensor] = _timm(name, num_classes, image_size, channels, file).state_dict()
     return state
+
+
+def norm_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation, of values in 0..1, that the default weights were trained with; None: not known."""
+    if name.startswith(TIMM):
+        found = library(TIMM, name).models.get_pretrained_cfg(name.removeprefix(TIMM))
+        return None if found is None else (tuple(found.mean), tuple(found.std))
+    encoder = library(SMP, name).encoders.encoders.get(name.partition("/")[2], {}) if name.startswith(SMP) else {}
+    settings = encoder.get("pretrained_settings", {}).get("imagenet") or {}
+    return (tuple(settings["mean"]), tuple(settings["std"])) if {"mean", "std"} <= settings.keys() else None
 
 
 def hub_file(name: str) -> tuple[str, str, str | None] | None:
@@ -108,12 +120,17 @@ def hub_file(name: str) -> tuple[str, str, str | None] | None:
     return settings and (settings["repo_id"], "model.safetensors", settings["revision"])
 
 
-def _timm(name: str, num_classes: int, image_size: int, file: Path | None = None) -> nn.Module:
+def _timm(name: str, num_classes: int, image_size: int, channels: int, file: Path | None = None) -> nn.Module:
     timm, plain = library(TIMM, name), name.removeprefix(TIMM)
     cfg = timm.models.get_pretrained_cfg(plain)
     size = {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
     overlay = {"file": str(file)} if file else None
     made: nn.Module = timm.create_model(
-        plain, pretrained=file is not None, pretrained_cfg_overlay=overlay, num_classes=num_classes, **size
+        plain,
+        pretrained=file is not None,
+        pretrained_cfg_overlay=overlay,
+        num_classes=num_classes,
+        in_chans=channels,
+        **size,
     )
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -195,28 +196,52 @@ def find_family(full_name: str) -> Family:
     return family
 
 
-def build_plain(family: Family, name: str, num_classes: int, image_size: int, width: int) -> nn.Module:
+def build_plain(
+    family: Family, name: str, num_classes: int, image_size: int, width: int, channels: int = 3
+) -> nn.Module:
     """The architecture as published, with fresh weights and `num_classes` logits. `name` is the whole model.name.
+
+    For other than 3 channels the first convolution is a new one.
 
     Raises:
         ConfigError: the architecture can be built for other image sizes only.
     """
     if name in OWN:
-        return (SmallUNet if name == "small_unet" else SmallResNet)(num_classes, image_size, width)
+        return (SmallUNet if name == "small_unet" else SmallResNet)(num_classes, image_size, width, channels)
     if not name.startswith(TORCHVISION):
-        return extras.build(name, num_classes, image_size)
+        return extras.build(name, num_classes, image_size, channels)
     from torchvision.models import get_model
     from torchvision.ops import StochasticDepth
 
     _check_multiple(family, name, image_size)
     plain = name.removeprefix(TORCHVISION)
     module: nn.Module = get_model(plain, weights=None, num_classes=num_classes, **family.options(image_size))
+    if channels != 3:
+        _replace_first(module, channels)
     for m in module.modules():
         if isinstance(m, StochasticDepth):
             m.p = 0.0
     if family.segments:
         module.register_forward_hook(_out)
     return module
+
+
+def _replace_first(module: nn.Module, channels: int) -> None:
+    """A new first convolution for images of so many channels; its weights are as large, seen from its output."""
+    name, first = next((name, m) for name, m in module.named_modules() if isinstance(m, nn.Conv2d))
+    where, _, leaf = name.rpartition(".")
+    fresh = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    fresh.weight.data.normal_().mul_(first.weight.data.std() * math.sqrt(first.in_channels / channels))
+    if fresh.bias is not None and first.bias is not None:
+        fresh.bias.data.copy_(first.bias.data)
+    setattr(module.get_submodule(where), leaf, fresh)
 
 
 def _out(module: nn.Module, inputs: tuple[Tensor, ...], output: dict[str, Tensor]) -> Tensor:

@@ -39,11 +39,11 @@ class SmallResNet(nn.Module):
     Strides: 2 in the stem above 32 px, then 2 before stages 2, 3 and 4 as long as the map stays 2x2 or larger.
     """
 
-    def __init__(self, num_classes: int, image_size: int, width: int) -> None:
+    def __init__(self, num_classes: int, image_size: int, width: int, channels: int = 3) -> None:
         super().__init__()
         stride = 2 if image_size > 32 else 1
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         side, channels = -(-image_size // stride), width
         blocks = [Block(width, width, 1)]
@@ -59,6 +59,6 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """float (N, 3, H, W) -> logits (N, num_classes)."""
+        """float (N, channels, H, W) -> logits (N, num_classes)."""
         logits: Tensor = self.head(self.stages(self.stem(x)).mean((2, 3)))
         return logits

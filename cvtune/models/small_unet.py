@@ -21,9 +21,9 @@ class SmallUNet(nn.Module):
     `stem` and `stages` have the keys of small_resnet, so that its trained weights fit.
     """
 
-    def __init__(self, num_classes: int, image_size: int, width: int) -> None:
+    def __init__(self, num_classes: int, image_size: int, width: int, channels: int = 3) -> None:
         super().__init__()
-        encoder = SmallResNet(num_classes, image_size, width)
+        encoder = SmallResNet(num_classes, image_size, width, channels)
         self.stem, self.stages = encoder.stem, encoder.stages
         first: nn.Conv2d = encoder.stem[0]  # type: ignore[assignment]
         self.stride = first.stride[0]
@@ -37,7 +37,7 @@ class SmallUNet(nn.Module):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """float (N, 3, H, W) -> logits (N, num_classes, H, W)."""
+        """float (N, channels, H, W) -> logits (N, num_classes, H, W)."""
         maps: list[Tensor] = []
         y = self.stem(x)
         for stage in self.stages:

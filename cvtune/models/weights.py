@@ -20,6 +20,7 @@ from cvtune.errors import ConfigError
 from cvtune.fields import USER_CODE
 from cvtune.models import extras
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of its images, in 0..1
 SUFFIXES = (".safetensors", ".pth", ".pt")
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, checkpoint.CheckpointError)
 
@@ -161,12 +162,18 @@ def weights_of(name: str, pretrained: str) -> Path:
     return path
 
 
+def norm_of(name: str, pretrained: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each of 3 channels, of values in 0..1, that `load_weights` finds weights for."""
+    return (pretrained == "default" and extras.norm_of(name)) or IMAGENET
+
+
 def load_weights(module: nn.Module, head: nn.Module, name: str, pretrained: str | None, image_size: int) -> None:
     """Loads `pretrained` (see `recipe.Model`) into `module`; None: leaves it as it is.
 
     What the file has not of the head, or of another shape, stays fresh. The head of a segmentation model is all that
     comes after the encoder: of a file of small_resnet small_unet takes the encoder.
-    Position embeddings of a ViT trained at another image size are interpolated.
+    Position embeddings of a ViT trained at another image size are interpolated, a first convolution trained on another
+    number of channels is fitted (see `fit_channels`).
 
     Raises:
         ConfigError: the weights are not there, cannot be read, or do not belong to this architecture.
@@ -177,13 +184,13 @@ def load_weights(module: nn.Module, head: nn.Module, name: str, pretrained: str 
     own = {id(value) for value in (*head.parameters(), *head.buffers())}
     fresh = {key for key, value in module.state_dict(keep_vars=True).items() if id(value) in own}
     if pretrained == "default" and name.startswith(extras.TIMM):
-        state = extras.timm_weights(name, file, len(next(iter(head.parameters()))), image_size)
+        state = extras.timm_weights(name, file, len(next(iter(head.parameters()))), image_size, _channels(module)[1])
     else:
         state = {key: value for key, value in _read(file).items() if not _is_of_auxiliary(module, key)}
     if pretrained == "default" and name.startswith(extras.SMP):  # its encoder
         state = {f"encoder.{key}": value for key, value in state.items() if f"encoder.{key}" in module.state_dict()}
     expect_inputs(module, pretrained)
-    misfits = _load(module, fresh, _fit_positions(module, state))
+    misfits = _load(module, fresh, _fit_positions(module, fit_channels(module, state)))
     if misfits:
         raise ConfigError(
             f"model.pretrained = {pretrained!r} does not fit {name}: {misfits}. All but the head must match. "
@@ -193,7 +200,7 @@ def load_weights(module: nn.Module, head: nn.Module, name: str, pretrained: str 
 
 def expect_inputs(module: nn.Module, pretrained: str | None) -> None:
     """Let a network take what its published weights know: those of GoogLeNet and Inception want images in -1..1."""
-    if pretrained == "default" and hasattr(module, "transform_input"):
+    if pretrained == "default" and hasattr(module, "transform_input") and _channels(module)[1] == 3:
         vars(module)["transform_input"] = True
 
 
@@ -209,6 +216,34 @@ def trained(folder: Path) -> dict[str, Tensor]:
         raise checkpoint.CheckpointError(f"checkpoint {folder}: its form is that of the study's own train.loop.")
     found: dict[str, Tensor] = state["stepper"]["ema"] or state["model"]
     return found
+
+
+def pixels_of(folder: Path) -> dict[str, Any]:
+    """What a trial's checkpoint says of images that are no photos, see `kinds.to_json`; nothing of photos."""
+    state, _ = checkpoint.load(folder)
+    found: dict[str, Any] = state.get("run", state).get("pixels") or {}
+    return found
+
+
+def fit_channels(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the weights of the first convolution, trained on RGB, for the channels of `module`; as timm does.
+
+    They are repeated in order (R, G, B, R, ...) and scaled by 3 / channels, so that the output keeps its size; for one
+    channel they are added up.
+    """
+    key, channels = _channels(module)
+    weight = state.get(key)
+    if weight is None or weight.ndim != 4 or weight.shape[1] != 3 or channels == 3:
+        return state
+    if channels == 1:
+        return state | {key: weight.sum(1, keepdim=True)}
+    return state | {key: weight[:, torch.arange(channels) % 3] * (3 / channels)}
+
+
+def _channels(module: nn.Module) -> tuple[str, int]:
+    """The key of the first convolution's weights, and the channels that it takes; "" and 3 without one."""
+    first = next(((f"{k}.weight", m.in_channels) for k, m in module.named_modules() if isinstance(m, nn.Conv2d)), None)
+    return first or ("", 3)
 
 
 def _is_of_auxiliary(module: nn.Module, key: str) -> bool:

@@ -78,6 +78,7 @@ def draw(folder: Path, recipe: dict[str, Any], samples: Sequence[int], cache: Pa
 
     from cvtune import study
     from cvtune.data import cache_folder, open_dataset
+    from cvtune.kinds import shown, values_of
     from cvtune.recipe import Recipe
     from cvtune.report.sheet import draw_preview
 
@@ -90,11 +91,14 @@ def draw(folder: Path, recipe: dict[str, Any], samples: Sequence[int], cache: Pa
     (place / ERRORS).mkdir(parents=True, exist_ok=True)
     draw_preview(settings, SHEET_ROWS, columns, 0, cache).save(place / SHEET)
     data = open_dataset(settings.data, settings.recipe.data, cache_folder(cache), None, 1)
+    window = settings.recipe.data.window_low, settings.recipe.data.window_high
+    values = values_of(data.kind, data.stats, *window)
     for old in (place / ERRORS).glob("*.png"):
         old.unlink()
     for i in samples:
         mask = None if data.test.masks is None else np.asarray(data.test.masks[i])
-        _thumbnail(np.asarray(data.test.images[i]), mask).save(place / ERRORS / f"{i}.png")
+        image = shown(np.asarray(data.test.images[i]), values)
+        _thumbnail(image, mask).save(place / ERRORS / f"{i}.png")
     write_whole(place / LIST, json.dumps({"format": 1, "recipe": recipe, "samples": list(samples)}))
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from cvtune.augment import FAMILIES, MAPPING_VERSION, Pipeline
+from cvtune.augment import FACTORS, MAPPING_VERSION, Pipeline, left_out
 from cvtune.data import cache_folder, open_dataset
 from cvtune.errors import ConfigError
+from cvtune.kinds import PHOTOS, Values, shown, values_of
 from cvtune.recipe import Augment
 from cvtune.strips import outlined, shorten
 from cvtune.study import Study
@@ -25,7 +27,7 @@ INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def contact_sheet(
-    images: Sequence[npt.NDArray[np.uint8]],
+    images: Sequence[npt.NDArray[Any]],
     labels: Sequence[str],
     augment: Augment,
     image_size: int,
@@ -33,6 +35,7 @@ def contact_sheet(
     strengths: Sequence[float],
     seed: int,
     masks: Sequence[npt.NDArray[np.uint8]] | None = None,
+    values: Values = PHOTOS,
 ) -> Image.Image:
     """One row per image, one column per strength, all else as `augment` says.
 
@@ -40,7 +43,7 @@ def contact_sheet(
     over their images as outlines, moved with them.
 
     Args:
-        images: uint8 (H, W, 3) each; sizes may differ.
+        images: (H, W, C) each; sizes may differ.
         labels: class name of each image.
         augment: the augmentation; its own strength is not used.
         image_size: side of an augmented image in px; below 96 px it is enlarged by a whole factor.
@@ -48,9 +51,11 @@ def contact_sheet(
         strengths: the columns, each in [0, 1]; at 0 stands what evaluation sees.
         seed: of the first row; each further row takes the next one.
         masks: uint8 (H, W) of each image; None: there are none.
+        values: what the numbers of the images mean; see `kinds.shown` for how those that are no photos are drawn.
 
     Returns:
-        An RGB picture with a title, a header of strengths and the labels at the left.
+        An RGB picture with a title (and below it what such images cannot take), a header of strengths, and the labels
+        at the left.
 
     Raises:
         ConfigError: there is nothing to show, images and labels differ in number, or a strength lies outside [0, 1].
@@ -60,33 +65,42 @@ def contact_sheet(
     names = [shorten(label, text, MAX_LABEL) for label in labels]
     margin = math.ceil(max(text.getlength(word) for word in [*names, "strength"])) + 2 * GAP
     cell = image_size * max(1, math.ceil(MIN_CELL / image_size))
-    step, top, heading = cell + GAP, 2 * LINE + GAP, describe(augment, image_size, fit)
-    width = max(margin + step * len(strengths), math.ceil(title.getlength(heading)) + 2 * GAP)
+    headings = [describe(augment, image_size, fit), *filter(None, [left_out(augment, values.kind)])]
+    step, top = cell + GAP, (len(headings) + 1) * LINE + GAP
+    width = max(margin + step * len(strengths), *(math.ceil(title.getlength(line)) + 2 * GAP for line in headings))
     sheet = Image.new("RGB", (width, top + step * len(images)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, LINE / 2), heading, INK, title, anchor="lm")
-    draw.text((GAP, 1.5 * LINE), "strength", INK, text, anchor="lm")
+    for line, heading in enumerate(headings):
+        draw.text((GAP, (line + 0.5) * LINE), heading, INK, title, anchor="lm")
+    header = (len(headings) + 0.5) * LINE
+    draw.text((GAP, header), "strength", INK, text, anchor="lm")
     for row, name in enumerate(names):
         draw.text((GAP, top + row * step + cell / 2), name, INK, text, anchor="lm")
     for column, strength in enumerate(strengths):
         x = margin + column * step
-        draw.text((x + cell / 2, 1.5 * LINE), f"{strength:.3g}", INK, text, anchor="mm")
-        pipeline = Pipeline(augment.model_copy(update={"strength": strength}), image_size, fit)
+        draw.text((x + cell / 2, header), f"{strength:.3g}", INK, text, anchor="mm")
+        pipeline = Pipeline(augment.model_copy(update={"strength": strength}), image_size, fit, values)
         for row, image in enumerate(images):
             mask = None if masks is None else masks[row]
-            if mask is None:
-                made = pipeline(image, seed + row)
-            else:
-                made, mask = pipeline.with_mask(image, mask, seed + row)
-            enlarged = Image.fromarray(made).resize((cell, cell), Image.Resampling.NEAREST)
-            picture = enlarged if mask is None else Image.fromarray(outlined(np.asarray(enlarged), mask))
-            sheet.paste(picture, (x, top + row * step))
+            sheet.paste(_cell(pipeline, image, mask, seed + row, cell), (x, top + row * step))
     return sheet
+
+
+def _cell(
+    pipeline: Pipeline, image: npt.NDArray[Any], mask: npt.NDArray[np.uint8] | None, seed: int, side: int
+) -> Image.Image:
+    """What a pipeline makes of an image, `side` px wide, with the outlines of its mask."""
+    if mask is None:
+        made = pipeline(image, seed)
+    else:
+        made, mask = pipeline.with_mask(image, mask, seed)
+    enlarged = Image.fromarray(shown(made, pipeline.values)).resize((side, side), Image.Resampling.NEAREST)
+    return enlarged if mask is None else Image.fromarray(outlined(np.asarray(enlarged), mask))
 
 
 def describe(augment: Augment, image_size: int, fit: str) -> str:
     """One line that says what a sheet shows: policy, version of the mapping, factors, flip, size."""
-    factors = [f"{family.name} {getattr(augment, family.name):.3g}" for family in FAMILIES]
+    factors = [f"{factor} {getattr(augment, factor):.3g}" for factor in FACTORS]
     parts = [
         f"{augment.policy} (mapping {MAPPING_VERSION})",
         *(factors if augment.policy == "families" else []),
@@ -124,4 +138,5 @@ def draw_preview(study: Study, rows: int, strengths: Sequence[float], seed: int,
         strengths,
         seed,
         None if data.train.masks is None else [np.asarray(data.train.masks[int(i)]) for i in chosen],
+        values_of(data.kind, data.stats, settings.window_low, settings.window_high),
     )
