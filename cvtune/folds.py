@@ -71,6 +71,12 @@ class Run:
         self._begin(0, step=0)
 
     @property
+    def data(self) -> Dataset:
+        """The images of the present fold: its own are `val`; `test` is that of the study."""
+        data: Dataset = self.inner.data
+        return data
+
+    @property
     def step(self) -> int:
         """Reports of this trial so far, over all folds."""
         return int(self.inner.step)

@@ -116,6 +116,7 @@ def test_each_fold_trains_anew_and_its_last_report_sums_up(digits: Dataset) -> N
     assert epochs[0].lr == epochs[2].lr == epochs[4].lr  # the rate schedule is that of each fold
     assert not torch.allclose(firsts[0], firsts[2], atol=0.05)  # other weights at the start
     scores, stored = folds.score_test(run)
+    assert run.data.test is digits.test and len(run.data.val.labels) == (run.folds.owner == 2).sum()
     assert len(stored["labels"]) == len(digits.test.labels) and 0 <= scores["test_accuracy"] <= 1
 
 

@@ -126,7 +126,7 @@ def test_segmentation_runs_without_any_download(tmp_path: Path) -> None:
     study_folder = run("segmentation", tmp_path, *small, "confirm.seeds=2")
     check_tables(study_folder, trials=2)
     epochs = pq.read_table(study_folder / "tables" / "epochs.parquet").to_pylist()
-    assert all(len(row["val_iou"]) == 3 for row in epochs), "background, disc and square"
+    assert all(len(row["val_iou"]) == 3 for row in epochs), "background, disc and bar"
     compared = json.loads((study_folder / "best" / "comparison.json").read_text())
     assert compared["metric"] == "mean_iou"
 
