@@ -60,7 +60,8 @@ def answer(tables: Tables, findings: Findings, rows: Rows) -> Answer:
     """The top of a report, of whatever the study has: also before a confirmation, and without a single score."""
     best = ranked(rows, tables.study.better, ("search", "control", "noise"))
     winner = winner_of(tables, rows)
-    said = findings.sentences or tuple((tables.comparison or {}).get("sentences", ())) or _plain(tables, rows, best)
+    compared = tuple((tables.comparison or {}).get("sentences", ()))
+    said = (findings.sentences or compared) if compared else (*_plain(tables, rows, best), *findings.sentences)
     recipe = () if winner is None else tuple(_recipe(tables, rows, winner))
     return Answer(
         winner="" if winner is None else str(rows.column("trial")[winner]),
