@@ -269,7 +269,7 @@ def _search(
         def finish(folder: Path) -> None:
             if report:
                 screen.say("writing the report")
-                screen.say(reporting.write_aside(folder, cache, wait=True))
+                screen.say(reporting.write_aside(folder, cache))
 
         heard = (screen, screen.say, screen.settle, finish)
         try:
@@ -287,8 +287,7 @@ def _search(
     if told := compared(outcome.study, outcome.folder, outcome.history):
         console.print(told, highlight=False)
     if outcome.signal is not None:
-        if report:
-            console.print(reporting.write_aside(outcome.folder, cache, wait=False))
+        # No report is written: whoever ended the run waits for this process, and none may be left behind.
         console.print("interrupted; the same command again takes it up where it was.")
         raise typer.Exit(exit_code(outcome.signal))
 

@@ -58,11 +58,8 @@ def compare(
     print(output)
 
 
-def write_aside(folder: Path, cache: Path | None, wait: bool) -> str:
+def write_aside(folder: Path, cache: Path | None) -> str:
     """Write a study's report in a process of its own, so that whatever becomes of it cannot harm the run.
-
-    Args:
-        wait: until it is there; else it goes on by itself, for whoever ended the run waits for this process.
 
     Returns:
         What to tell the user.
@@ -71,10 +68,6 @@ def write_aside(folder: Path, cache: Path | None, wait: bool) -> str:
     line += ["--cache", str(cache)] if cache else []
     again = f"`cvtune report {folder}` writes it"
     try:
-        if not wait:
-            none = subprocess.DEVNULL
-            subprocess.Popen(line, start_new_session=True, stdin=none, stdout=none, stderr=none)
-            return f"report: {folder / 'report.html'} is being written; else {again}."
         done = subprocess.run(line, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"report: none was written ({error}); {again}."
