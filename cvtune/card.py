@@ -6,6 +6,7 @@ After Mitchell et al. 2019, "Model cards for model reporting". It says what was 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ DOES = {
 }
 WORST = 5  # classes that are named as the hardest
 NAMED = 30  # classes that are listed by name
+HERE = ("--storage", "--cache")  # options of a command that name places of one machine
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,22 @@ def _origin(card: Card) -> Iterator[str]:
     versions = card.provenance.get("versions") or {}
     told = ", ".join(f"{name} {versions[name]}" for name in ("cvtune", "python", "torch", "ray") if name in versions)
     yield f"- versions: {told or 'not noted'}; git commit of the working folder: {card.provenance.get('git_commit')}"
-    yield f"- command: `{' '.join(map(str, card.provenance.get('command') or ())).replace('`', '')}`"
+    yield f"- command: `{command(card.provenance.get('command') or ()).replace('`', '')}`"
     for ref, digest in (card.provenance.get("code") or {}).items():
         yield f"- code of the study's own: `{ref}`, SHA-256 {digest[:16]}"
     yield f"- the recipe as a workflow: `cvtune best {card.study.name}`"
+
+
+def command(line: Sequence[str]) -> str:
+    """A command line as it is typed anywhere: a card is handed on, so where this machine keeps things is left out."""
+    kept: list[str] = []
+    words = iter(line[1:])
+    for word in words:
+        if word in HERE:
+            next(words, None)
+        elif not word.startswith(tuple(f"{option}=" for option in HERE)):
+            kept.append(word)
+    return shlex.join(["cvtune", *kept])
 
 
 def _shown(value: Value) -> str:

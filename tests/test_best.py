@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from typer.testing import CliRunner
 
 from cvtune import best, checkpoint, lease, onnx_file, study
-from cvtune.card import plain
+from cvtune.card import command, plain
 from cvtune.cli import app
 from cvtune.durable import read_json
 from cvtune.errors import ConfigError, CvtuneError
@@ -271,3 +271,10 @@ def test_a_model_of_a_newer_version_or_none_of_ours_is_refused(tmp_path: Path) -
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(ConfigError, match="cannot be read as weights"):
         Model(tmp_path)
+
+
+def test_the_command_of_a_card_names_no_place_of_this_machine() -> None:
+    line = ["/home/me/.venv/bin/cvtune", "run", "photos", "--storage", "/home/me/studies", "--cache=/scratch/me"]
+    told = command([*line, "--set", "max_epochs=9", "--name", "a b"])
+    assert told == "cvtune run photos --set max_epochs=9 --name 'a b'"
+    assert command([]) == "cvtune"
