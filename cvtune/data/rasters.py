@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def read_tiff(stream: Stream) -> Array | None:
     """
     import tifffile
 
+    tifffile.logger().setLevel(logging.CRITICAL)  # a broken file is counted and told by us, once
     with tifffile.TiffFile(stream) as file:
+        if not file.series:
+            raise ValueError("no image found in it: the file is cut off or broken")
         series, page = file.series[0], file.pages.first
         if _is_photo(series, page):
             return None

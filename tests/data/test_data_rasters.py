@@ -265,3 +265,10 @@ def test_stacks_and_missing_decoders_are_said(tmp_path: Path) -> None:
         Image.fromarray(DEEP).save(tmp_path / "lzw.tif", compression="tiff_lzw")
         with pytest.raises(DataError, match=r"imagecodecs.*pip install 'cvtune\[tiff\]'"):
             decode(tmp_path / "lzw.tif")
+
+
+def test_a_tiff_without_a_page_is_told_once_by_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.tif").write_bytes(b"II*\0broken")
+    with pytest.raises(DataError, match=r"a\.tif: cannot be decoded \(no image found in it"):
+        load(tmp_path / "a.tif")
+    assert not caplog.records
