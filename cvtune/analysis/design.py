@@ -27,6 +27,8 @@ EDGE = 0.002  # shares are kept this far from 0 and 1 before their logit is take
 FENCE = 3.0  # interquartile ranges below the lower quartile from which a score counts as just bad
 SPOILT = "diverged"  # the one way to fail that says something of the recipe
 
+Curves = Mapping[str, tuple[npt.NDArray[np.int64], Floats]]  # by trial
+
 
 @dataclass(frozen=True)
 class Link:
@@ -106,7 +108,8 @@ def design_of(tables: Tables) -> Design:
 
     Left out are the fixed baseline (its augmentation is no strength) and trials that took over weights.
     """
-    study, curves = tables.study, curves_of(tables)
+    study = tables.study
+    curves = means_over_folds(tables) if study.recipe.data.folds else curves_of(tables)
     most, names = study.recipe.max_epochs, tuple(study.space.domains)
     sign = 1.0 if study.better == "max" else -1.0
     kept: list[tuple[int, float, int]] = []
@@ -142,9 +145,18 @@ def design_of(tables: Tables) -> Design:
     )
 
 
-def curves_of(tables: Tables) -> Mapping[str, tuple[npt.NDArray[np.int64], Floats]]:
-    """Of each trial the steps (E,) with a finite objective, rising, and the objective there (E,)."""
-    objective = np.asarray(tables.epochs[tables.study.objective], float)
+def means_over_folds(tables: Tables) -> Curves:
+    """Of each trial over folds one point: its mean over the folds it finished, at max_epochs.
+
+    Fewer folds tell the same mean with more noise; they are no earlier age of it.
+    """
+    most = np.array([tables.study.recipe.max_epochs], np.int64)
+    return {trial: (most, means[-1:]) for trial, (_, means) in curves_of(tables, "folds_mean").items()}
+
+
+def curves_of(tables: Tables, score: str = "") -> Curves:
+    """Of each trial the steps (E,) with a finite score (the objective if not named), rising, and the score (E,)."""
+    objective = np.asarray(tables.epochs[score or tables.study.objective], float)
     steps = np.asarray(tables.epochs["step"], float)
     names = np.asarray(tables.epochs["trial"]).astype(str)
     order = np.lexsort((steps, names))

@@ -60,8 +60,10 @@ def rungs_of(tables: Tables) -> Rungs:
     """What the score at each rung said of the final one, and the epochs saved.
 
     Raises:
-        Unsaid: no trial of the search has ended.
+        Unsaid: no trial of the search has ended, or trials go over folds.
     """
+    if tables.study.recipe.data.folds:
+        raise Unsaid("trials go over folds, and the mean over the first ones is no early score of a longer training")
     study, role = tables.study, tables.column("role")
     ended = np.array([reason in ENDED for reason in tables.column("reason")])
     counted = ended & np.isin(np.where(role == None, "search", role), ("search", "control"))  # noqa: E711

@@ -251,3 +251,18 @@ def test_thousands_of_trials_are_analysed_whole() -> None:
     found = analyse(made(many, ridge(many) + 0.003 * rng.standard_normal(3000), epochs))
     assert found.surface is not None and len(found.surface.dots.trial) == 3000
     assert found.surface.region_share < 0.1 and found.surface.region[10, 10]
+
+
+def test_over_folds_a_trial_counts_by_its_mean_however_many_it_finished(places: np.ndarray) -> None:
+    epochs = np.where(np.arange(len(places)) % 3, 2 * MOST, MOST)  # one fold or two, reported after each epoch
+    single = made(places, ridge(places), np.full(len(places), MOST))
+    study = single.study.model_copy(update={"recipe": single.study.recipe.replace({"data.folds": 3})})
+    names, ends = np.repeat(single.trials["trial"], epochs), np.cumsum(epochs) - 1
+    mean = np.full(len(names), np.nan)
+    mean[ends], mean[ends[epochs > MOST] - MOST] = ridge(places), 0.1  # the first fold alone said something else
+    steps = np.concatenate([np.arange(1.0, n + 1) for n in epochs])
+    tables = Tables(study, single.trials, {"trial": names, "step": steps, "val_accuracy": steps, "folds_mean": mean})
+    design = design_of(tables)
+    assert design.score == pytest.approx(ridge(places)) and design.whole.all()
+    found = analyse(tables)
+    assert found.surface is not None and found.rungs is None and "folds" in found.missing["rungs"]
