@@ -84,8 +84,16 @@ class Lines:
         if event["kind"] == "winner":
             return f"{clock} confirmed: {event['label']}"
         if event["kind"] == "open":
+            self._take_up(history)
             return f"{clock} study {self._study.name} term {event['term']} on {event['host']}"
         return f"{clock} study {self._study.name} closed: {event['why']}" if event["kind"] == "close" else ""
+
+    def _take_up(self, history: History) -> None:
+        """What earlier terms have reached counts as well."""
+        if best := history.best(self._study):
+            record, epoch = best
+            score = float(self._study.score(epoch) or 0)
+            self._best = (score if self._study.better == "max" else -score), record.trial
 
     def _epoch(self, event: dict[str, Any], record: TrialRecord) -> str:
         objective, sign = self._study.objective, 1 if self._study.better == "max" else -1

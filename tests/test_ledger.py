@@ -36,7 +36,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "median": {"scheduler.name": "median"},
     "pbt": {"scheduler.name": "pbt", "budget.trials": 6},
     "pbt-asynch": {"scheduler.name": "pbt", "scheduler.synch": False, "budget.trials": 5},
-    "pb2": {"scheduler.name": "pb2", "budget.trials": 4},
+    "pb2": {"scheduler.name": "pb2", "budget.trials": 4, "scheduler.interval_epochs": 3},  # each takeover fits a model
     "tpe": {"searcher.name": "tpe", "searcher.startup": 4, "budget.trials": 10},
     "grid": {"searcher.name": "grid", "searcher.points": 2, "budget.trials": 30},
 }

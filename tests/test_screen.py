@@ -58,6 +58,12 @@ def test_lines_name_the_trial_the_score_and_the_best_so_far() -> None:
     assert "closed: complete" in said[-1]
 
 
+def test_a_study_that_is_taken_up_again_remembers_its_best() -> None:
+    line, history = Lines(STUDY), played(lambda event, history: None)
+    line({"kind": "open", "t": 0.0, "term": 2, "host": "here"}, history)
+    assert "best 0.7000 (00007)" in line(next(e for e in events() if e["kind"] == "epoch"), history)
+
+
 def test_a_terminal_gets_a_live_table_and_a_file_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
     out = io.StringIO()
     with Screen(STUDY, Console(file=out, force_terminal=True, width=120, height=30)) as screen:

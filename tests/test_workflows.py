@@ -131,7 +131,7 @@ def test_segmentation_runs_without_any_download(tmp_path: Path) -> None:
     assert compared["metric"] == "mean_iou"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_optimizers_are_confirmed_at_their_best(tmp_path: Path) -> None:
     small = ("budget.trials=4", "max_epochs=1", "data.train_fraction=0.3", "confirm.seeds=2")
     study_folder = run("segmentation_optimizers", tmp_path, *small)
