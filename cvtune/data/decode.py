@@ -109,16 +109,13 @@ def mask_values(item: Item) -> Pixels:
     """The values of a mask as they stand in it, uint8 (H, W): of a palette its indices, of gray its levels.
 
     Raises:
-        DataError: the file is missing or broken, has several channels, or values that are not whole, 0..255.
+        DataError: the file is missing or broken, has colors, or values that are not whole, 0..255.
     """
     if isinstance(item, np.ndarray):
         return item.reshape(item.shape[:2])
     try:
         values = npy_array(_stream(item)) if item.suffix.lower() == ".npy" else _indices(item)
-        if values.ndim == 3 and values.shape[2] == 1:
-            values = values[..., 0]
-        if values.ndim != 2:
-            raise ValueError(f"shape {values.shape}: a mask has one channel, a palette or gray levels, no colors")
+        values = _one_channel(values)
         if values.dtype.kind not in "bui" or values.min(initial=0) < 0 or values.max(initial=0) > 255:
             raise ValueError(f"{values.dtype}: the values must be whole numbers 0..255")
         return np.ascontiguousarray(values, np.uint8)
@@ -188,6 +185,17 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):  # far above MAX_PIXELS: Pillow does not even open it
         return f"{str(error).split(',')[0]}; at most {MAX_PIXELS // 10**6} megapixels are read"
     return "no image" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _one_channel(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """(H, W) of gray levels that were written as (H, W, 1), with transparency, or as three equal channels."""
+    if values.ndim == 3 and 1 <= values.shape[2] <= 4:
+        colors = values[..., : 3 if values.shape[2] >= 3 else 1]
+        if (colors == colors[..., :1]).all():
+            return colors[..., 0]
+    if values.ndim != 2:
+        raise ValueError(f"shape {values.shape}: a mask has one channel, a palette or gray levels, no colors")
+    return values
 
 
 def _indices(file: Path | Packed) -> npt.NDArray[np.generic]:

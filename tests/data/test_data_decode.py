@@ -185,3 +185,10 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyt
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(decode, [tmp_path / "a.png"] * 4))
         assert (most == 1) == (expected == 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_gray_levels_of_a_mask_may_be_written_as_colors(tmp_path: Path, mode: str) -> None:
+    levels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    Image.fromarray(levels).convert(mode).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(mask_values(tmp_path / "mask.png"), levels)

@@ -232,7 +232,7 @@ def test_indices_stay_indices(tmp_path: Path, kind: str) -> None:
 
 
 def test_what_is_no_mask(tmp_path: Path) -> None:
-    Image.fromarray(np.dstack([mask_of(1)] * 3)).save(tmp_path / "colors.png")
+    Image.fromarray(np.dstack([mask_of(1), mask_of(2), mask_of(1)])).save(tmp_path / "colors.png")
     np.save(tmp_path / "floats.npy", mask_of(1) / 2)
     np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
     np.save(tmp_path / "wide.npy", mask_of(1).astype(np.int32) * 300)
