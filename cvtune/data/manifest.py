@@ -3,9 +3,9 @@
 | column | holds |
 |---|---|
 | `path` | the image file, relative to the manifest's folder, which it may not leave |
-| `label` | its class |
+| `label` | its class; empty: the image is left out |
 | or `labels` | its classes, separated by ';' (none: the cell is empty): several per image |
-| or `label:NAME`, one per class | how far it is NAME, 0..1, empty where unknown. Rows of sum 1 throughout: soft labels of one class per image; else several per image, as with `labels:NAME` |
+| or `label:NAME`, one per class | how far it is NAME, 0..1, empty where unknown. Rows of sum 1 throughout: soft labels of one class per image (a row of empty ones is left out); else several per image, as with `labels:NAME` |
 | or `mask` | its mask, a path like that of the image |
 | `split` | train, val or test; without the column we split |
 | `group` | images with the same text stay in one part (a patient, a scene); empty: this image alone |
@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -35,6 +36,7 @@ from cvtune.sections import Source
 KINDS = ("label", "labels", "mask")
 COLUMNS = ("path", *KINDS, "split", "group", "weight")
 _SOFT = ("label:", "labels:")
+Mask = npt.NDArray[np.bool_]
 Texts = Sequence[str | None]  # the cells of a column; None where they are empty
 
 
@@ -48,11 +50,17 @@ def read(path: Path, source: Source, cache: Path | None, workers: int) -> Listin
     """
     table = _Table(path)
     kind = table.kind()
-    everything, classes, task = _labelled(table, kind)
+    everything, classes, task, given = _labelled(table, kind)
     split = table.column("split")
     rows = {"train": np.arange(table.rows)} if split is None else _parts(table, split)
-    parts = {part: everything.take(chosen) for part, chosen in rows.items()}
+    parts = {part: everything.take(chosen[given[chosen]]) for part, chosen in rows.items() if given[chosen].any()}
+    if "train" not in parts:
+        raise DataError(f"{path}: no row for training has a label. Fill in column {table.labels_in(kind)}.")
     notices = [f"Columns that say nothing to us are ignored: {', '.join(table.others)}."] if table.others else []
+    if not given.all():
+        notices.append(
+            f"{(~given).sum()} of {table.rows} rows have no label and are left out: {table.labels_in(kind)}."
+        )
     if task == "segment":
         names = listed_names(path.parent / "classes.txt")
         return segmented(source, names, parts, root=path.parent, notices=notices, cache=cache, workers=workers)
@@ -113,6 +121,10 @@ class _Table:
                 + ("" if found else f" Its columns: {', '.join(self.names)}.")
             )
         return found[0]
+
+    def labels_in(self, kind: str) -> str:
+        """The columns that `kind` stands for, as words of a message."""
+        return " and ".join(map(repr, self.soft if kind in _SOFT else [kind]))
 
     def column(self, name: str) -> Texts | None:
         """The cells of a column; None if there is no such column."""
@@ -176,28 +188,29 @@ def _parquet(path: Path) -> tuple[list[str], Callable[[str], list[str | None]]]:
     return list(file.schema_arrow.names), cells
 
 
-def _labelled(table: _Table, kind: str) -> tuple[Labelled, list[str], Task]:
-    """All rows as one part, the class names, and the task."""
+def _labelled(table: _Table, kind: str) -> tuple[Labelled, list[str], Task, Mask]:
+    """All rows as one part, the class names, the task, and bool (N,): whether a row says what its image shows."""
     base = Labelled(
         _files(table, "path"), np.zeros(table.rows, np.int64), groups=_groups(table), weights=_weights(table)
     )
+    given = np.ones(table.rows, np.bool_)
     if kind == "mask":
-        return base._replace(masks=_files(table, "mask")), [], "segment"
+        return base._replace(masks=_files(table, "mask")), [], "segment", given
     if kind == "label":
-        found, labels = np.unique(np.array(table.wanted("label")), return_inverse=True)
-        return base._replace(labels=labels.astype(np.int64)), found.tolist(), "classify"
+        cells = table.column("label") or []
+        given = np.array([cell is not None for cell in cells])
+        found, base.labels[given] = np.unique([cell for cell in cells if cell is not None], return_inverse=True)
+        return base, found.tolist(), "classify", given
     if kind == "labels":
         names, tags = _several(table.column("labels") or ())
-        return base._replace(tags=tags), names, "multilabel"
+        return base._replace(tags=tags), names, "multilabel", given
     rule = "Write 0 (not shown) to 1 (shown), or leave it empty where it is unknown."
     columns = [table.numbers(name, rule, lambda value: 0 <= value <= 1) for name in table.soft]
-    tags = np.stack(columns, axis=1)
-    one = kind == "label:" and bool((np.abs(tags.sum(axis=1) - 1) < 1e-3).all())  # NaN is not
-    return (
-        base._replace(tags=tags),
-        [name.partition(":")[2] for name in table.soft],
-        "classify" if one else "multilabel",
-    )
+    tags, names = np.stack(columns, axis=1), [name.partition(":")[2] for name in table.soft]
+    told: Mask = ~np.isnan(tags).all(axis=1)
+    if kind == "label:" and (np.abs(tags[told].sum(axis=1) - 1) < 1e-3).all():  # NaN is not
+        return base._replace(tags=tags), names, "classify", told
+    return base._replace(tags=tags), names, "multilabel", given
 
 
 def _several(cells: Texts) -> tuple[list[str], Tags]:

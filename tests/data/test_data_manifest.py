@@ -150,6 +150,20 @@ def test_images_in_two_parts_are_told(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path, soft: bool) -> None:
+    cats: list[float | None] = [None, 1.0, 0.3, *[0.0, 1.0, 0.8] * 3]
+    of = (
+        {"label:cat": cats, "label:dog": [None if cat is None else 1 - cat for cat in cats]}
+        if soft
+        else {"label": [None, *LABEL[1:]]}
+    )
+    listing = listed(write(tmp_path / "d", {"path": NAMES, **of, "split": SPLIT}))
+    assert listing.task == "classify" and [len(part.labels) for part in listing.parts.values()] == [5, 3, 3]
+    assert next(Path(item).name for item in listing.items()) == "01.png"
+    assert "1 of 12 rows have no label and are left out" in listing.notices[0]
+
+
 @pytest.mark.parametrize(
     "escape", ["../outside.png", "/etc/hostname", "pictures/../../x.png", "linked/0.png", "link.png"]
 )
@@ -178,7 +192,8 @@ def test_links_within_the_folder(tmp_path: Path) -> None:
         ({"label": LABEL}, "no column 'path'"),
         ({"path": NAMES}, "nothing that says what the images show. .*Its columns: path"),
         ({"path": NAMES, "label": LABEL, "mask": NAMES}, "both 'label' and 'mask'"),
-        ({"path": NAMES, "label": ["cat", None, *LABEL[2:]]}, "row 2: label is empty. Every image needs a label"),
+        ({"path": NAMES, "label": [None] * 12}, "no row for training has a label. Fill in column 'label'"),
+        ({"path": NAMES, "mask": [None, *NAMES[1:]]}, "row 1: mask is empty. Every image needs a mask"),
         ({"path": [None, *NAMES[1:]], "label": LABEL}, "row 1: path is empty"),
         ({"path": NAMES, "label": LABEL, "split": ["trian", *SPLIT[1:]]}, "row 1: split = 'trian'. Write train, val"),
         ({"path": NAMES, "label": LABEL, "split": ["val"] * 12}, "names no row 'train'"),
