@@ -207,7 +207,7 @@ def _labelled(table: _Table, kind: str) -> tuple[Labelled, list[str], Task, Mask
     rule = "Write 0 (not shown) to 1 (shown), or leave it empty where it is unknown."
     columns = [table.numbers(name, rule, lambda value: 0 <= value <= 1) for name in table.soft]
     tags, names = np.stack(columns, axis=1), [name.partition(":")[2] for name in table.soft]
-    told: Mask = ~np.isnan(tags).all(axis=1)
+    told = np.asarray(~np.isnan(tags).all(axis=1))
     if kind == "label:" and (np.abs(tags[told].sum(axis=1) - 1) < 1e-3).all():  # NaN is not
         return base._replace(tags=tags), names, "classify", told
     return base._replace(tags=tags), names, "multilabel", given
