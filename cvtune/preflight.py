@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from cvtune.recipe import Recipe
 from cvtune.schedulers import PB2, PBT, HyperBand
 from cvtune.sections import TORCHVISION
 from cvtune.study import Study, make
+
+# What decides the shapes of a network and of its input: two values that fit alone may not fit together.
+SHAPES = ("model.name", "model.norm", "model.width", "data.image_size")
 
 
 @dataclass(frozen=True)
@@ -211,12 +215,12 @@ def _objective(study: Study, data: Any) -> tuple[str, tuple[str, ...]]:
 def corners(study: Study) -> Iterator[tuple[str, Recipe]]:
     """The base recipe, the candidates, and every end of every domain and every choice, one at a time.
 
-    Conditions are fulfilled.
+    Those of SHAPES come in pairs as well. Conditions are fulfilled.
     """
     yield "", study.recipe
     for name, recipe in study.candidates.items():
         yield f"candidates: {name!r}", recipe
-    for words, point in study.space.ends():
+    for words, point in chain(study.space.ends(), study.space.pairs(SHAPES)):
         yield f"space: {words}", study.recipe.replace(point)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import combinations, product
 from typing import Any, Self
 
 import numpy as np
@@ -214,6 +215,13 @@ class Space(Section):
                     point = {name: value, **({parent: meets[0]} if parent and meets else {})}
                     words = f"{name} = {value!r}" + (f" at {parent} = {meets[0]!r}" if case else "")
                     yield words, self.completed(point)
+
+    def pairs(self, names: Collection[str]) -> Iterator[tuple[str, dict[str, Value]]]:
+        """The ends of every two of `names` that are searched without a condition, together; else like `ends`."""
+        free = {name: domain for name, domain in self.plain().items() if name in names and not self.parent(name)}
+        for (one, its), (other, theirs) in combinations(free.items(), 2):
+            for x, y in product(its.edges(), theirs.edges()):
+                yield f"{one} = {x!r} with {other} = {y!r}", {one: x, other: y}
 
     def restrict(self, recipe: Mapping[str, Value]) -> dict[str, Value] | None:
         """The searched values of a whole recipe; None if one of them lies outside its domain."""

@@ -101,3 +101,14 @@ def test_a_batch_size_is_searched_like_any_other_value() -> None:
     assert set(rates.values()) == {1.0}  # one at a time: the base recipe does not scale, or has the reference batch
     both = a_study(space=sizes).trial(0, {"data.batch_size": 256, "optim.lr_scaling": "linear"})
     assert both.peak_lr == pytest.approx(4 * both.optim.lr)
+
+
+def test_values_that_fit_alone_but_not_together_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fixed_nets.py").write_text(FIXED)
+    monkeypatch.syspath_prepend(tmp_path)
+    names, sizes = Choice("small_resnet", "python:fixed_nets:model"), Choice(16, 32)
+    apart = {"recipe": BASE.replace({"data.image_size": 32}), "points": ()}
+    prepare(a_study(**apart, space=space({"model.name": names})), tmp_path)
+    prepare(a_study(**apart, space=space({"data.image_size": sizes})), tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.name = 'python:fixed_nets:model' with data\.image_size = 16: "):
+        prepare(a_study(**apart, space=space({"model.name": names, "data.image_size": sizes})), tmp_path)
