@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from cvtune import __version__, reporting, study
+from cvtune.advise import advise
 from cvtune.checks import Check
 from cvtune.errors import ClusterError, ConfigError, CvtuneError
 from cvtune.looking import (
@@ -328,7 +329,7 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
 
 app.command("list")(list_studies)
 app.command("import")(import_runs)
-for _command in (status, logs, stop, export, sync, reporting.report, reporting.compare, best, predict):
+for _command in (status, logs, stop, export, sync, reporting.report, reporting.compare, best, predict, advise):
     app.command()(_command)
 
 

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("fields", "kinds", "recipe", "epoch", "objective", "checks", "gpu_checks"),
     ("domains", "space", "priors", "schedulers", "searchers", "sections"),
     ("study",),
-    ("workflow",),
+    ("workflow", "rule", "verdict"),
     (
         *("cvtune", "usercode", "loops", "lease", "journal", "checkpoint", "pulse", "signals"),
         *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "ranking", "loss", "microbatch"),
@@ -38,7 +38,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("screen", "sweep", "ledger", "study_folder"),
     ("phases", "forecast", "tune", "actor", "cluster", "rehearsal"),
     ("engine", "doctor", "imports"),
-    ("looking", "plan", "using"),
+    ("experiment",),
+    ("looking", "plan", "using", "advise"),
     ("reporting",),
     ("cli",),
     ("job",),

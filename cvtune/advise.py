@@ -1,0 +1,137 @@
+"""The command `advise`: rules of thumb, each tested on the user's own images. `cli.py` puts it on the line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from cvtune import study
+from cvtune.errors import ConfigError, config_error, did_you_mean
+from cvtune.looking import screen_console
+from cvtune.rule import Rule
+from cvtune.verdict import UNTESTABLE, Verdict
+
+ADVICE = Path("advice")
+
+
+def advise(
+    data: Annotated[
+        str, typer.Argument(help="Images: what `cvtune run` takes, or python:MODULE:FUNCTION.", metavar="DATA")
+    ],
+    rules: Annotated[
+        list[Path],
+        typer.Argument(help="Files of workflows/advice/, or of your own: one rule each.", metavar="RULE.py..."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Set a value of the recipe, or units, seeds, relevant."),
+    ] = None,
+    storage: Annotated[Path, typer.Option("--storage", help="Folder that holds the experiments.")] = ADVICE,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", help="Folder for decoded images, on a local disk.", envvar="CVTUNE_CACHE"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, train nothing.")] = False,
+) -> None:
+    """Test rules of thumb on your images: supported, contradicted, no relevant effect, or undecided.
+
+    Every arm of a rule is tuned first, then all are trained on fresh splits. All rules tested in one storage folder are
+    judged together. The same command again goes on where it was left.
+    """
+    values = dict(study.parse_assignment(text) for text in settings or [])
+    chosen = [changed(load(path), {**values, "data.source": data}) for path in rules]
+    console = screen_console()
+    if dry_run:
+        for rule in chosen:
+            console.print(f"{rule.name}: {_costs(rule)}", highlight=False, soft_wrap=True)
+        return
+    from cvtune import experiment  # late: Ray
+    from cvtune.engine import Interrupted
+
+    roots = tuple(dict.fromkeys([*(str(path.resolve().parent) for path in rules), os.getcwd()]))  # noqa: PTH109
+    say = _printed
+    for rule in chosen:
+        try:
+            experiment.advise(rule, storage, experiment.through_ray(cache, roots, say), say)
+        except Interrupted as interrupted:
+            console.print("interrupted; the same command again takes it up where it was.")
+            raise typer.Exit(128 + interrupted.number) from None
+    _show(experiment.verdicts(storage), console)
+
+
+def load(path: Path) -> Rule:
+    """The rule that a file's function `rule()` gives.
+
+    Raises:
+        ConfigError: there is no such file or function, or the rule cannot be built.
+    """
+    if not path.is_file():
+        others = [p.name for p in path.parent.glob("*.py")]
+        raise ConfigError(f"{str(path)!r} does not exist. " + (did_you_mean(path.name, others) if others else ""))
+    folder = str(path.resolve().parent)
+    sys.path[:0] = [folder] if folder not in sys.path else []
+    spec = importlib.util.spec_from_file_location(f"cvtune_rule_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        built = module.rule() if callable(getattr(module, "rule", None)) else None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {config_error(error)}") from None
+    except Exception as error:  # whatever a user's file may raise
+        raise ConfigError(f"{path}: building the rule failed: {type(error).__name__}: {error}") from error
+    if not isinstance(built, Rule):
+        raise ConfigError(f"{path}: a file of advice needs a function `rule()` that returns a cvtune.rule.Rule.")
+    return built
+
+
+def changed(rule: Rule, settings: Mapping[str, Any]) -> Rule:
+    """The rule with values of its study, or `units`, `seeds` and `relevant`, set to others.
+
+    Raises:
+        ConfigError: a value is unknown or out of range, or an arm sets it.
+    """
+    own = {name: value for name, value in settings.items() if name in ("units", "seeds", "relevant")}
+    for name in settings:
+        arms = [arm for arm, values in rule.arms.items() if name in values]
+        if arms:
+            raise ConfigError(f"{name} cannot be set: it is what the arms of rule {rule.name!r} differ in ({arms[0]}).")
+    rest = {name: value for name, value in settings.items() if name not in own}
+    try:
+        return Rule.model_validate({**rule.model_dump(), **own, "study": rule.study.set(rest)})
+    except ValidationError as error:
+        raise config_error(error) from None
+
+
+def _costs(rule: Rule) -> str:
+    """What an experiment trains, in words."""
+    if rule.untestable is not None:
+        return f"{UNTESTABLE}: {rule.untestable}"
+    trials, epochs = len(rule.tuned) * rule.study.budget.trials, rule.study.recipe.max_epochs
+    compared = len(rule.arms) * rule.units * rule.seeds
+    return (
+        f"{len(rule.arms)} arms; {trials} trials to tune them and {compared} to compare them ({rule.units} units of "
+        f"{rule.seeds} seeds), of at most {epochs} epochs each."
+    )
+
+
+def _printed(line: str) -> None:
+    print(line, flush=True)
+
+
+def _show(verdicts: list[Verdict], console: Console) -> None:
+    table = Table("rule", "verdict", box=None, padding=(0, 2, 1, 0))
+    for verdict in verdicts:
+        table.add_row(verdict.evidence.rule, f"{verdict.evidence.says}\n{verdict.sentence()}")
+    console.print(table)
