@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -99,12 +99,14 @@ class IntUniform(Section):
 
 
 class Choice(Section):
-    """One of the listed values, all alike."""
+    """One of the listed values, all alike: `Choice(16, 32)` or, as others write it, `Choice([16, 32])`."""
 
     kind: Literal["choice"] = "choice"
     values: tuple[Value, ...]
 
-    def __init__(self, *values: Value, **fields: Any) -> None:
+    def __init__(self, *values: Value | Sequence[Value], **fields: Any) -> None:
+        if len(values) == 1 and isinstance(values[0], list | tuple):
+            values = tuple(values[0])
         super().__init__(**({"values": values} if values else fields))
 
     @model_validator(mode="after")

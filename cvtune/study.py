@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from cvtune.epoch import FOLDS, METRICS, OBJECTIVES
 from cvtune.errors import ConfigError, config_error, did_you_mean
@@ -81,6 +81,14 @@ class Study(Section):
             raise ConfigError(
                 f"name = {value!r}: the name becomes a folder. Use letters, digits, '.', '_' and '-', at most 100."
             )
+        return value
+
+    @field_validator("confirm", "tracking", mode="before")
+    @classmethod
+    def _not_none(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            off = "Confirm(top=0)" if info.field_name == "confirm" else 'Tracking(mode="off")'
+            raise ConfigError(f"{info.field_name} = None: write {off} to switch it off, or leave it out.")
         return value
 
     @field_validator("objective")

@@ -238,3 +238,9 @@ def test_the_ends_of_every_case_are_visited_with_their_parent() -> None:
     assert ends["optim.lr = 0.0001 at optim.name = 'adamw'"] == {"optim.lr": 1e-4, "optim.name": "adamw"}
     assert len(ends) == 3 + 2 + 4 + 2
     assert {"optim.momentum": 0.9, "optim.name": "sgd"} in dict(CONDITIONAL.ends()).values()
+
+
+def test_a_choice_takes_its_values_as_a_list_too() -> None:
+    assert Choice([16, 32]) == Choice((16, 32)) == Choice(16, 32)
+    with pytest.raises(ConfigError, match="list at least two different values"):
+        Choice([16])

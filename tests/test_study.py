@@ -169,3 +169,9 @@ def test_images_with_masks_get_a_model_that_segments(tmp_path: Path) -> None:
     assert {name for name, recipe in recipes.items() if recipe.model.name == "small_unet"} == {"d", "a.csv"}
     assert {name for name, recipe in recipes.items() if recipe.data.batch_size == 8} == {"d", "a.csv"}
     assert load(str(tmp_path / "d")).recipe.augment.flip == "horizontal"
+
+
+@pytest.mark.parametrize(("name", "off"), [("confirm", r"Confirm\(top=0\)"), ("tracking", r'Tracking\(mode="off"\)')])
+def test_none_where_something_is_switched_off(name: str, off: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} = None: write {off} to switch it off"):
+        Study(**{name: None})
