@@ -126,8 +126,7 @@ def _shown(value: Any) -> str:
 
 def _notes(contents: Sequence[Content]) -> list[str]:
     found = []
-    prints = {content.tables.provenance.get("data_fingerprint") for content in contents}
-    if len(prints) > 1:
+    if len(set(map(_images, contents))) > 1:
         found.append("The studies were trained on different images, so their scores say nothing about their recipes.")
     lines = [_line(content) for content in contents]
     if len({line.metric for line in lines}) > 1:
@@ -140,10 +139,15 @@ def _notes(contents: Sequence[Content]) -> list[str]:
     return found
 
 
+def _images(content: Content) -> Any:
+    """What tells a study's images, labels and split from others."""
+    return content.tables.provenance.get("data_fingerprint")
+
+
 def _surfaces(contents: Sequence[Content]) -> dict[str, go.Figure]:
-    """One surface for each study that has one, all in the same colors where they have the same objective."""
+    """One surface for each study that has one, in the same colors where objective and images are the same."""
     shown = [(i, c) for i, c in enumerate(contents) if c.findings.surface is not None]
-    alike = len({c.tables.study.objective for _, c in shown}) == 1
+    alike = len({(c.tables.study.objective, _images(c)) for _, c in shown}) == 1
     ends = [
         (float(c.findings.surface.mean.min()), float(c.findings.surface.mean.max()))
         for _, c in shown

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from cvtune.report.compare import compare
+from cvtune.report.compare import render as render_comparison
 from cvtune.report.content import gather
 from cvtune.report.page import render
 from cvtune.report.pictures import Pictures
@@ -216,3 +218,22 @@ def test_follows_the_readers_colors_and_fits_a_narrow_screen(browser: Any, shots
         )
         browser.save_screenshot(str(shots / f"{name}.png"))
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_comparison_draws_the_surfaces_side_by_side(browser: Any, shots: Path, tmp_path: Path) -> None:
+    """Last: it leaves the report's page."""
+    compared = compare([write_study(tmp_path, "one", 16), write_study(tmp_path, "other", 20, tested=False)])
+    page = tmp_path / "compare.html"
+    page.write_text(render_comparison(compared))
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.get_log("browser"), browser.get_log("performance")  # what the report's page left there
+    opened(browser, page)
+    drawn = "return document.querySelectorAll('[data-figure^=surface] .heatmaplayer image').length"
+    assert browser.execute_script(drawn) == 2
+    rows = browser.execute_script("return document.querySelectorAll('#recipes tbody tr').length")
+    assert rows == len(compared.differences) > 0
+    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    assert not [url[:60] for url in urls if not url.startswith(("file:", "data:", "blob:"))]
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    browser.save_screenshot(str(shots / "compare.png"))
