@@ -28,11 +28,29 @@ def report(
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Whether to draw what needs the study's images.")
     ] = True,
+    wandb: Annotated[
+        str,
+        typer.Option(
+            "--wandb",
+            metavar="ENTITY/PROJECT",
+            help="Make the report in this project of W&B instead: a draft that nobody but you sees before you publish "
+            "it.",
+        ),
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --wandb: print what would be sent, as JSON, and send nothing.")
+    ] = False,
 ) -> None:
     """Write a study's report as far as it is: report.html, one file to send on, and its figures as PNG."""
     from cvtune.report.write import write_report
 
-    print(write_report(find(name, storage), cache, images))
+    if dry_run and not wandb:
+        raise ConfigError("--dry-run says what `--wandb ENTITY/PROJECT` would send: give that, too, or leave it out.")
+    folder = find(name, storage)
+    if wandb:
+        _report_in_wandb(folder, wandb, dry_run)
+    else:
+        print(write_report(folder, cache, images))
 
 
 def compare(
@@ -56,6 +74,25 @@ def compare(
     except OSError as error:
         raise ConfigError(f"-o {str(output)!r} cannot be written ({error.strerror}). Give another file.") from None
     print(output)
+
+
+def _report_in_wandb(folder: Path, target: str, dry_run: bool) -> None:
+    from cvtune.report.write import collect
+    from cvtune.track import draft, publish, runs
+    from cvtune.track.study_run import Material
+
+    to = publish.place(target)
+    if not dry_run:
+        publish.require_key()
+    content, of = collect(folder), Material.read(folder)
+    made = draft.compose(of, content)
+    if dry_run:
+        print(draft.readable(made, str(to)))
+        return
+    published = publish.publish(made, to, runs.run_id(of.study, of.provenance, runs.STUDY), folder)
+    for key in published.missing:
+        print(f"note: W&B does not have the plot {key!r} yet: `cvtune report {folder}`, then `cvtune sync {folder}`.")
+    print(published.url)
 
 
 def write_aside(folder: Path, cache: Path | None) -> str:

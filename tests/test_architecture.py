@@ -54,7 +54,9 @@ FENCES: dict[str, tuple[str, ...]] = {  # library: the only modules that may imp
     "wandb": (
         "track.client",
         "track.past_runs",
+        "track.publish",
     ),
+    "wandb_workspaces": ("track.publish",),
     "lightning": ("lightning",),
     "pytorch_lightning": ("lightning",),
     "albumentations": ("augment",),

@@ -26,18 +26,27 @@ def write_report(folder: Path, cache: Path | None = None, with_images: bool = Tr
         ConfigError: the folder holds no study that this version can read.
         OSError: the disk is full or the folder cannot be written.
     """
-    write_tables(folder)
-    tables = read_tables(folder)
-    content = gather(folder, tables, analyse(tables))
+    content = collect(folder)
     pictures = _pictures(folder, content, cache) if with_images else Pictures(None, {})
     for name, picture in stills.draw(content).items():
         write_whole(folder / FOLDER / f"{name}.png", picture)
     found = content.findings
     if found.surface is not None:  # for tracking
-        drawn = figures.surface(found.surface, found.ridge, tables.study.better)
-        write_whole(folder / FOLDER / "surface.json", drawn.to_json())
+        drawn = figures.surface(found.surface, found.ridge, content.tables.study.better)
+        write_whole(folder / FOLDER / "surface.json", figures.to_json(drawn))
     write_whole(folder / PAGE, render(content, pictures))
     return folder / PAGE
+
+
+def collect(folder: Path) -> Content:
+    """What a report of a study shows, as far as the study is.
+
+    Raises:
+        ConfigError: the folder holds no study that this version can read.
+    """
+    write_tables(folder)
+    tables = read_tables(folder)
+    return gather(folder, tables, analyse(tables))
 
 
 def _pictures(folder: Path, content: Content, cache: Path | None) -> Pictures:

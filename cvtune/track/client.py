@@ -1,4 +1,4 @@
-"""W&B's own client, bounded and quiet: the only module that imports it.
+"""W&B's own client, bounded and quiet: the only module that sends runs.
 
 Every call ends within `CALL_S`, or raises `Undelivered`. Nothing is captured: no code, git state, console, host name,
 packages or system metrics. Behind it stands one process of W&B's (`wandb-core`) for all runs, which is ended with us.
@@ -62,13 +62,9 @@ class Client:
         self._files = Path(tempfile.mkdtemp(prefix="cvtune-sync-")) if online else self._base / "files"
         for name in FOREIGN:
             os.environ.pop(name, None)
-        os.environ |= {
-            "WANDB_ERROR_REPORTING": "false",  # to W&B's own developers
-            "WANDB_SILENT": "true",
-            "WANDB_CACHE_DIR": str(self._base / "tmp"),
-            "WANDB_DATA_DIR": str(self._files),
-        }
-        with _bounded("starting W&B's client"):
+        quieten()
+        os.environ |= {"WANDB_CACHE_DIR": str(self._base / "tmp"), "WANDB_DATA_DIR": str(self._files)}
+        with bounded("starting W&B's client"):
             import wandb
 
             self._wandb: Any = wandb
@@ -78,7 +74,7 @@ class Client:
 
     def begin(self, run: Run) -> Telling:
         """A new run, or online the one of this id with what the server has of it."""
-        with _bounded(f"beginning run {run.name!r}"):
+        with bounded(f"beginning run {run.name!r}"):
             begun = self._wandb.init(
                 project=self._tracking.project,
                 entity=self._tracking.entity,
@@ -105,7 +101,7 @@ class Client:
         """
         until, pause = time.monotonic() + PROVE_S, 0.1
         while True:
-            with _bounded("asking for what was delivered"):
+            with bounded("asking for what was delivered"):
                 self._api = self._api or self._wandb.Api()
                 found = self._api._service_api.execute_graphql(STATE, told.names, timeout=INIT_S)
             run = (found.get("project") or {}).get("run") or {}
@@ -120,7 +116,7 @@ class Client:
 
     def close(self) -> None:
         """End W&B's service."""
-        with _bounded("ending W&B's client"):
+        with bounded("ending W&B's client"):
             self._wandb.teardown()
         if self._online:
             shutil.rmtree(self._files, ignore_errors=True)
@@ -182,14 +178,14 @@ class Telling:
 
     def define(self, objective: str, better: str) -> None:
         """Let the summary of the objective be its best value."""
-        with _bounded("defining metrics"):
+        with bounded("defining metrics"):
             self._run.define_metric(objective, summary=better)
 
     def row(self, row: Row) -> None:
         """Add to the history, unless W&B has it. All rows of a run are to be given."""
         self.step, self.lines = row.step, self.lines + 1
         if row.step >= self.first:
-            with _bounded(f"step {row.step}"):
+            with bounded(f"step {row.step}"):
                 shown = {}
                 if row.strip and row.strip.is_file():  # a long trial keeps fewer and fewer
                     shown[STRIP] = self._wandb.Image(str(row.strip))
@@ -198,7 +194,7 @@ class Telling:
 
     def look(self, step: int, tables: Mapping[str, Table], plots: Mapping[str, Any]) -> None:
         """Show tables and plotly figures, at the first step from `step` on that is free."""
-        with _bounded("tables and plots"):
+        with bounded("tables and plots"):
             made: dict[str, Any] = {
                 name: self._wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
                 for name, table in tables.items()
@@ -210,7 +206,7 @@ class Telling:
 
     def parcel(self, parcel: Parcel) -> None:
         """Deliver an artifact; one with the same content is the same version."""
-        with _bounded(f"artifact {parcel.name!r}"):
+        with bounded(f"artifact {parcel.name!r}"):
             artifact = self._wandb.Artifact(parcel.name, parcel.type)
             for name, path in parcel.files.items():
                 artifact.add_file(str(path), name=name)
@@ -226,14 +222,14 @@ class Telling:
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the summary."""
-        with _bounded("the summary"):
+        with bounded("the summary"):
             self._run.summary.update(dict(values))
 
     def finish(self, state: State, digest: str) -> str:
         """End the run; see `Client.prove` for whether W&B has it. Returns the name of an offline run's folder."""
         place, self.digest = Path(self._run.settings.sync_dir), digest
         self.summary({DELIVERED: digest})
-        with _bounded("finishing a run"):
+        with bounded("finishing a run"):
             if state == "preempted":
                 self._run.mark_preempting()  # makes W&B call a run preempted that ends with another code than 0
             self._run.finish(exit_code=0 if state == "finished" else 1)
@@ -241,8 +237,13 @@ class Telling:
         return place.name
 
 
+def quieten() -> None:
+    """Let W&B's client print nothing and tell W&B's own developers nothing."""
+    os.environ |= {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+
+
 @contextlib.contextmanager
-def _bounded(what: str) -> Iterator[None]:
+def bounded(what: str) -> Iterator[None]:
     """Raise Undelivered where a call fails or takes longer than `CALL_S`. In the main thread only."""
 
     def late(number: int, frame: FrameType | None) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from cvtune import history, study
-from cvtune.durable import read_json
+from cvtune import study
 from cvtune.errors import CvtuneError
 from cvtune.track import cursor, launch, runs, study_run
 from cvtune.track.client import end_service
@@ -68,8 +67,8 @@ def sync(folder: Path, watch: bool, mode: str) -> None:
 
 def list_leaving(folder: Path) -> Iterator[str]:
     """What a syncer would send, line by line: runs, columns, tables, plots, and files with their sizes."""
-    settings, found = study.read(folder / "study.json"), history.load(folder)
-    material = Material(settings, folder, (read_json(folder / "study.json") or {}).get("provenance", {}), found)
+    material = Material.read(folder)
+    settings, found = material.study, material.history
     large = runs.is_large(settings, found)
     logged = [r for r in found.trials.values() if (r.epochs or r.reason) and runs.has_run(settings, r, large)]
     own, classes = study_run.describe(material), runs.shown(material.provenance.get("classes") or ())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cvtune import strips
+from cvtune.confirm import DEFAULT
 from cvtune.epoch import METRICS
 from cvtune.history import FAILED, History, TrialRecord
 from cvtune.noise import FINISHED
@@ -21,6 +22,7 @@ from cvtune.study import Study
 LARGE = 500  # trials; of a study that may have more, only those past the first rung get a run of their own
 EFFECTIVE = "effective/"  # begins the name of a metric that is a value of the recipe, where these change in training
 STUDY = "study"  # key and job type of the run that stands for the study itself
+BAND, BANDS = "augment_band", 4  # key of the config, see `band`
 MESSAGE = 500  # characters of an error's text
 
 State = Literal["finished", "failed", "preempted"]
@@ -65,7 +67,9 @@ def tags(study: Study, provenance: Mapping[str, Any]) -> tuple[str, ...]:
 
 def of_trial(study: Study, provenance: Mapping[str, Any], record: TrialRecord) -> Run:
     """The run of one trial. Its config is the recipe in its sections, so that W&B shows our dotted names."""
-    about: dict[str, Any] = {"study": study.name, "trial": record.trial, "role": record.role, "label": record.label}
+    label = record.label or (DEFAULT if record.role == "noise" else "")
+    about: dict[str, Any] = {"study": study.name, "trial": record.trial, "role": record.role, "label": label}
+    about |= {BAND: band(record.recipe.augment.strength)}
     return Run(
         key=record.trial,
         id=run_id(study, provenance, record.trial),
@@ -75,6 +79,12 @@ def of_trial(study: Study, provenance: Mapping[str, Any], record: TrialRecord) -
         tags=(*tags(study, provenance), record.role),
         config=about | record.recipe.model_dump(mode="json"),
     )
+
+
+def band(strength: float) -> str:
+    """The quarter of [0, 1] that a strength lies in, such as "0.25 to 0.5": W&B groups runs by equal values alone."""
+    low = min(int(strength * BANDS), BANDS - 1) / BANDS
+    return f"{low:g} to {low + 1 / BANDS:g}"
 
 
 def name(record: TrialRecord) -> str:

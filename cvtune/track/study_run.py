@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cvtune import history, study
 from cvtune.confirm import final
 from cvtune.durable import read_json
 from cvtune.history import FAILED, History
@@ -36,6 +37,12 @@ class Material:
     folder: Path
     provenance: Mapping[str, Any]
     history: History
+
+    @classmethod
+    def read(cls, folder: Path) -> Material:
+        """What the folder of a study holds."""
+        told = read_json(folder / "study.json") or {}
+        return cls(study.read(folder / "study.json"), folder, told.get("provenance", {}), history.load(folder))
 
 
 @dataclass(frozen=True)

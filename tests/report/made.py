@@ -39,8 +39,13 @@ def study_of(name: str = "made", trials: int = 40) -> Study:
     )
 
 
-def write_study(root: Path, name: str = "made", trials: int = 40, tested: bool = True, complete: bool = True) -> Path:
-    """A study folder. Its best setting lies where both strengths add up to 0.7, at a rate of 0.003."""
+def write_study(
+    root: Path, name: str = "made", trials: int = 40, tested: bool = True, complete: bool = True, noise: int = 0
+) -> Path:
+    """A study folder. Its best setting lies where both strengths add up to 0.7, at a rate of 0.003.
+
+    `noise`: trials of the default recipe, where none is tested.
+    """
     study, folder, rng = study_of(name, trials), root / name, np.random.default_rng(trials)
     (folder / "journal").mkdir(parents=True)
     about = {"classes": CLASSES, "images": {"train": 700, "val": 100, "test": IMAGES if tested else 0}}
@@ -50,6 +55,8 @@ def write_study(root: Path, name: str = "made", trials: int = 40, tested: bool =
     scores = {index: _trial(journal, study, index, rng) for index in range(trials)}
     if tested:
         _confirm(journal, study, folder, max(scores, key=lambda i: scores[i]), trials, rng)
+    for place in range(0 if tested else noise):
+        _epochs(journal, _proposed(journal, study, trials + place, "noise", "", {}), 0.8, EPOCHS)
     if complete:
         journal.append("close", {"why": "complete", "ended": f"budget.trials = {trials}"})
     journal.close()

@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 
 from cvtune import history
+from cvtune.durable import write_whole
 from cvtune.epoch import METRICS
 from cvtune.errors import ConfigError
 from cvtune.journal import Journal, Tail, read
 from cvtune.recipe import Recipe
+from cvtune.report import figures
 from cvtune.schedulers import PBT, HyperBand
 from cvtune.sections import Budget, Tracking
 from cvtune.space import LogUniform, Uniform, space
 from cvtune.study import Study
 from cvtune.track import launch, runs, study_run
 from cvtune.track.study_run import Material
+from tests.report.made import findings
 
 AXES = {"augment.strength": Uniform(0, 1), "regularize.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-4, 1)}
 STUDY = Study(
@@ -268,6 +271,32 @@ def _files(of: Material) -> set[str]:
 
 
 # --- the journal as it grows
+
+
+def test_the_surface_is_a_plot_once_a_report_has_drawn_it(tmp_path: Path) -> None:
+    write = Writer(tmp_path / "one")
+    write.trial("search", [0.1, 0.2], "completed")
+    of = Material(STUDY, write.folder, CREATED, write.history())
+    assert "surface" not in study_run.plots(of)
+    found = findings()
+    assert found.surface is not None
+    drawn = figures.surface(found.surface, found.ridge, "max")
+    write_whole(write.folder / "report" / "surface.json", figures.to_json(drawn))
+    sent = study_run.plots(of)["surface"]
+    assert [trace.name for trace in sent.data] == [trace.name for trace in drawn.data] and "bdata" not in sent.to_json()
+    (first,) = [trace for trace in sent.data if trace.type == "heatmap"][:1]
+    np.testing.assert_allclose(np.array(first.z, float), found.surface.mean, atol=1e-4)
+
+
+def test_the_report_is_an_artifact_but_of_a_private_study(tmp_path: Path) -> None:
+    write = Writer(tmp_path / "one")
+    of = Material(STUDY, write.folder, CREATED, write.history())
+    assert study_run.report(of) is None  # none was written
+    write_whole(write.folder / "report.html", "<p>Here it is.</p>")
+    (parcel,) = [parcel for parcel in study_run.parcels(of) if parcel.type == "report"]
+    assert (parcel.name, parcel.sizes, parcel.used) == ("one-report", {"report.html": 18}, False)
+    private = STUDY.set({"tracking.private": True})
+    assert "report" not in {p.type for p in study_run.parcels(Material(private, write.folder, CREATED, of.history))}
 
 
 def test_the_tail_of_a_growing_journal_gives_each_event_once(tmp_path: Path) -> None:

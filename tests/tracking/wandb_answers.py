@@ -129,6 +129,7 @@ class Answers:
         self.url = url
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, Artifact] = {}
+        self.views: list[dict[str, Any]] = []  # reports, as sent
         self.unknown: list[str] = []  # GraphQL operations that it has no answer for
         self.lock = threading.RLock()
         self._places: dict[str, tuple[dict[str, bytes], str]] = {}  # upload path -> where its bytes belong
@@ -212,6 +213,33 @@ class Answers:
             "user": {"name": "S", "username": "s"},
         }
         return {**shown, "createdAt": "2024-05-01T10:00:00Z", "projectId": "0", "systemMetrics": "{}"}
+
+    def _on_project_internal_id(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What a report asks of each of its run sets."""
+        known = any(run.project == asked["projectName"] for run in self.runs.values())
+        return {"project": {"id": "project", "internalId": "4711"} if known else None}
+
+    def _on_study_run(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Whether a project has a run; a project that has no run at all is not there."""
+        run = self.runs.get(asked["name"])
+        if not any(other.project == asked["project"] for other in self.runs.values()):
+            return {"project": None}
+        return {"project": {"run": {"summaryMetrics": json.dumps(run.summary)} if run else None}}
+
+    def _on_get_projects(self, asked: dict[str, Any]) -> dict[str, Any]:
+        names = sorted({run.project for run in self.runs.values()})
+        told = {"entityName": ENTITY, "createdAt": "2024-05-01T10:00:00Z", "isBenchmark": False, "user": None}
+        edges = [{"cursor": name, "node": {"id": name, "name": name, **told}} for name in names]
+        return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+
+    def _on_upsert_view(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Keeps a report as it was sent."""
+        self.views.append(asked)
+        project = {"id": "project", "name": asked["projectName"], "entityName": asked["entityName"]}
+        told = {key: asked.get(key) for key in ("name", "type", "displayName", "description", "spec")}
+        return {
+            "upsertView": {"view": {"id": "Vmlldzox", "updatedAt": None, "project": project, **told}, "inserted": True}
+        }
 
     def _on_run_full_history(self, asked: dict[str, Any]) -> dict[str, Any]:
         lines = self.runs[asked["name"]].streams.get(HISTORY, {})
