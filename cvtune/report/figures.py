@@ -6,7 +6,6 @@ None of them says which ink or paper it is drawn with: the page does, in the dar
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
-from plotly.utils import PlotlyJSONEncoder
 
 from cvtune.analysis.findings import Axis, Gap, Importance, Ridge, Surface
 from cvtune.recipe import FIELDS
@@ -52,11 +50,6 @@ def surface(found: Surface, ridge: Ridge | None, better: str, profile: bool = Fa
     figure.update_xaxes(_axis(found.x))
     figure.update_yaxes(_axis(found.y))
     return _bare(figure, 470, showlegend=False, margin={"l": 60, "r": 10, "t": 10, "b": 60})
-
-
-def to_json(figure: go.Figure) -> str:
-    """A figure as JSON with plain lists: base64, which `Figure.to_json` writes, is not read by every plotly.js."""
-    return json.dumps(figure.to_plotly_json(), cls=PlotlyJSONEncoder)
 
 
 def importance(found: Sequence[Importance]) -> go.Figure:

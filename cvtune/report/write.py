@@ -33,7 +33,7 @@ def write_report(folder: Path, cache: Path | None = None, with_images: bool = Tr
     found = content.findings
     if found.surface is not None:  # for tracking
         drawn = figures.surface(found.surface, found.ridge, content.tables.study.better)
-        write_whole(folder / FOLDER / "surface.json", figures.to_json(drawn))
+        write_whole(folder / FOLDER / "surface.json", drawn.to_json())
     write_whole(folder / PAGE, render(content, pictures))
     return folder / PAGE
 
