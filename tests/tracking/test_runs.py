@@ -283,7 +283,7 @@ def test_the_surface_is_a_plot_once_a_report_has_drawn_it(tmp_path: Path) -> Non
     drawn = figures.surface(found.surface, found.ridge, "max")
     write_whole(write.folder / "report" / "surface.json", drawn.to_json())
     sent = study_run.plots(of)["surface"]
-    assert sent.to_json() == drawn.to_json() and sent.data[0].name == "expected score"
+    assert json.loads(sent.to_json()) == json.loads(drawn.to_json()) and sent.data[0].name == "expected score"
 
 
 def test_the_report_is_an_artifact_but_of_a_private_study(tmp_path: Path) -> None:
