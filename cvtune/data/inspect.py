@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cvtune.data.decode import PHOTO_SUFFIXES, REMEDY, load_pair
 from cvtune.data.fingerprint import UNREADABLE, digest
@@ -74,7 +74,8 @@ class Facts:
         near: of the decoded images, those whose gray thumbnails correlate at NEAR or more, without exact copies.
         blank: decoded images of a single value.
         complexity: median over the decoded images of the spatial information (Yu and Winkler 2013): mean of the
-            Sobel gradient's magnitude over the gray image, 0..255, whose shorter side was made SIDE px, so that sets of any size compare.
+            Sobel gradient's magnitude over the gray image, 0..255, whose shorter side was made SIDE px, so that sets of
+            any size compare.
     """
 
     source: str
@@ -273,7 +274,7 @@ def _header(item: Item, is_hashed: bool) -> Header:
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
         if item.suffix.lower() in (".tif", ".tiff"):  # of several kinds that Pillow does not know
             return Header(0, 0, "TIFF", code)
-        reason = "no image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error)
         return Header(0, 0, "", code, f"{item}: cannot be read ({reason})")
 
 
