@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from cvtune import __version__, reporting, study
+from cvtune import __version__, inspecting, reporting, study
 from cvtune.advise import advise
-from cvtune.checks import Check
 from cvtune.errors import ClusterError, ConfigError, CvtuneError
 from cvtune.looking import (
     STUDIES,
+    Settings,
     Storage,
+    check_line,
     export,
     find,
     import_runs,
     list_studies,
+    load,
     logs,
     screen_console,
     status,
@@ -47,21 +48,12 @@ Cache = Annotated[
         envvar="CVTUNE_CACHE",
     ),
 ]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="PATH=VALUE", help="Set any value by its dotted name; a searched one leaves the space."
-    ),
-]
 
 
 class Resume(StrEnum):
     auto = "auto"
     must = "must"
     never = "never"
-
-
-LOOKED_INTO = (".npz", ".parquet", ".zip", ".tar")  # targets whose names do not say whether they hold masks
 
 
 @app.command()
@@ -228,24 +220,6 @@ def doctor(
         raise ClusterError(f"not in order: {', '.join(red)}. The remedy stands in each red line.")
 
 
-def check_line(check: Check) -> Text:
-    """One line: state, name, what was found, what to do."""
-    color = {"ok": "green", "red": "bold red"}.get(check.state, "yellow")
-    remedy = f". {check.remedy}." if check.remedy and check.state != "ok" else ""
-    return Text.assemble((f"{check.state:<8}", color), f"{check.name:<18}{check.found.rstrip('.')}{remedy}")
-
-
-def load(target: str) -> study.Study:
-    """The study that a target names; for images with masks, also those in archives, one that segments."""
-
-    def shows_masks(source: str) -> bool:
-        from cvtune.data.sources import shows_masks as look
-
-        return (Path(source).is_dir() or source.lower().endswith(LOOKED_INTO)) and look(source)
-
-    return study.load(target, shows_masks)
-
-
 def code_roots(target: str) -> tuple[str, ...]:
     """Folders in which workers look for the user's own modules: that of the workflow, and this one."""
     beside = [str(Path(target).resolve().parent)] if target.endswith(".py") else []
@@ -329,7 +303,21 @@ def _dry_run(chosen: study.Study, cache: Path | None, roots: tuple[str, ...]) ->
 
 app.command("list")(list_studies)
 app.command("import")(import_runs)
-for _command in (status, logs, stop, export, sync, reporting.report, reporting.compare, best, predict, advise):
+for _command in (
+    inspecting.check,
+    inspecting.init,
+    inspecting.lr,
+    status,
+    logs,
+    stop,
+    export,
+    sync,
+    reporting.report,
+    reporting.compare,
+    best,
+    predict,
+    advise,
+):
     app.command()(_command)
 
 

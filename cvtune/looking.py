@@ -15,12 +15,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cvtune import study
+from cvtune.checks import Check
 from cvtune.errors import ConfigError, CvtuneError, did_you_mean
 
 Storage = Annotated[Path, typer.Option("--storage", help="Folder that holds the studies.", envvar="CVTUNE_STORAGE")]
 STUDIES = Path("studies")
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Set any value by its dotted name; a searched one leaves the space."
+    ),
+]
+LOOKED_INTO = (".npz", ".parquet", ".zip", ".tar")  # targets whose names do not say whether they hold masks
 
 
 def list_studies(storage: Storage = STUDIES) -> None:
@@ -233,3 +242,21 @@ def find(name: str, storage: Path) -> Path:
 def screen_console(record: bool = False) -> Console:
     """A console as wide as the terminal; in a file or a pipe wide enough for the tables."""
     return Console(record=record, width=None if sys.stdout.isatty() else 140)
+
+
+def check_line(check: Check) -> Text:
+    """One line: state, name, what was found, what to do."""
+    color = {"ok": "green", "red": "bold red"}.get(check.state, "yellow")
+    remedy = f". {check.remedy}." if check.remedy and check.state != "ok" else ""
+    return Text.assemble((f"{check.state:<8}", color), f"{check.name:<18}{check.found.rstrip('.')}{remedy}")
+
+
+def load(target: str) -> study.Study:
+    """The study that a target names; for images with masks, also those in archives, one that segments."""
+
+    def shows_masks(source: str) -> bool:
+        from cvtune.data.sources import shows_masks as look
+
+        return (Path(source).is_dir() or source.lower().endswith(LOOKED_INTO)) and look(source)
+
+    return study.load(target, shows_masks)

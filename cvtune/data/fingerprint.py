@@ -21,7 +21,7 @@ from cvtune.data.listing import COLUMNS, PARTS, Item, Listing, join
 from cvtune.data.packed import Packed
 
 SETTLED_NS = 2 * 10**9  # a file changed again within a tick of its clock would look unchanged
-_UNREADABLE = b"unreadable"
+UNREADABLE = b"unreadable"
 _AT_ONCE, _RUN = 4096, 64  # items that are read and not yet counted in; items of one task
 
 
@@ -118,7 +118,7 @@ def _digests(items: Iterator[Item | None], workers: int) -> Iterator[bytes]:
     with ThreadPoolExecutor(max(1, workers)) as pool:
         while some := list(itertools.islice(items, _AT_ONCE)):
             runs = [some[start : start + _RUN] for start in range(0, len(some), _RUN)]
-            for digests in pool.map(lambda run: [_digest(item) for item in run], runs):
+            for digests in pool.map(lambda run: [digest(item) for item in run], runs):
                 yield from digests
 
 
@@ -131,7 +131,8 @@ def _stat(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _digest(item: Item | None) -> bytes:
+def digest(item: Item | None) -> bytes:
+    """16 bytes that tell an image or mask by its content: the bytes of its file, or the numbers of an array."""
     if item is None:
         return b""
     if isinstance(item, np.ndarray):
@@ -141,7 +142,7 @@ def _digest(item: Item | None) -> bytes:
         content = item.read() if isinstance(item, Packed) else item.read_bytes()
         return hashlib.blake2b(content, digest_size=16).digest()
     except OSError:
-        return _UNREADABLE  # decoding will tell
+        return UNREADABLE  # decoding will tell
 
 
 def _hash(listing: Listing, images: Iterable[bytes], masks: Iterable[bytes]) -> str:
@@ -160,7 +161,7 @@ def _hash(listing: Listing, images: Iterable[bytes], masks: Iterable[bytes]) -> 
 
 
 def _copies(digests: list[bytes], trained: int) -> dict[int, int]:
-    others = {digests[i] for i in range(trained, len(digests))} - {_UNREADABLE}
+    others = {digests[i] for i in range(trained, len(digests))} - {UNREADABLE}
     first: dict[bytes, int] = {}
     for i in range(trained):
         if digests[i] in others:

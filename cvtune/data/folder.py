@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +22,7 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"),
     *(".npy", ".dcm", ".dicom"),
 )
+IMAGES = "images"  # beside masks; see `segmentation`
 PART_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -43,17 +46,45 @@ def read(root: Path, source: Source) -> Listing:
             ignored += others
     classes = sorted({name for by_class in files.values() for name in by_class})
     if not classes:
-        loose = sum(is_image(p.name) for p in part_folders["train"].iterdir())
-        raise DataError(
-            f"{part_folders['train']}: has no class folders ({loose} images lie directly in it). "
-            "Give each class a folder of its own, for example cats/1.jpg and dogs/1.jpg."
-        )
+        raise DataError(_no_classes(part_folders["train"]))
     if ignored:
         example = ignored[0].relative_to(root)
         notices.append(f"{len(ignored)} files without an image's extension were ignored, for example {example}.")
+    _refuse_masks(root, files["train"])
     parts = {part: _labelled(root, by_class, classes) for part, by_class in files.items()}
     whole = part_folders == {"train": root}
     return make_listing(source, classes, parts, whole=whole, root=root, notices=notices)
+
+
+def _no_classes(folder: Path) -> str:
+    """What to do with a folder in which images lie without folders of classes."""
+    loose = sorted(p.name for p in folder.iterdir() if is_image(p.name))
+    begin = Counter(match[0] for name in loose if (match := re.match(r"[A-Za-z]+(?=[-_. ]*\d+\.)", name)))
+    advice = "Give each class a folder of its own, for example cats/1.jpg and dogs/1.jpg."
+    if 2 <= len(begin) <= len(loose) // 2 and sum(begin.values()) > 0.9 * len(loose):
+        shown = ", ".join(f"{name} ({count})" for name, count in begin.most_common(3))
+        advice = (
+            f"Their names seem to say the class, {shown}: write a manifest, a .csv with the columns path and label "
+            f"({loose[0]},{next(iter(begin))}), or give each class a folder of its own."
+        )
+    return f"{folder}: has no class folders ({len(loose)} images lie directly in it). {advice}"
+
+
+def _refuse_masks(root: Path, by_class: Mapping[str, list[str]]) -> None:
+    """Refuses images/ with a folder of the same names beside it: its masks, under a name that says something else.
+
+    Raises:
+        DataError: it looks so.
+    """
+    images = {Path(name).stem for name in by_class.get(IMAGES, [])}
+    for other, names in by_class.items():
+        shared = images & {Path(name).stem for name in names}
+        if other != IMAGES and len(by_class) <= 4 and len(shared) > 0.9 * len(images) > 0:
+            raise DataError(
+                f"{root}: {len(shared)} of {len(images)} files in {IMAGES}/ have one of the same name in {other}/, so "
+                f"these look like masks and not like two classes. Rename {other}/ to masks/, or say --set "
+                f"data.masks={other} --set model.name=small_unet."
+            )
 
 
 def _part_folders(root: Path) -> tuple[dict[str, Path], list[str]]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cvtune.data.folder import EXTENSIONS, PART_FOLDERS, is_image
+from cvtune.data.folder import EXTENSIONS, IMAGES, PART_FOLDERS, is_image
 from cvtune.data.listing import PARTS, Labels
 from cvtune.data.masks import class_names
 from cvtune.data.members import Found, Members, items_of
 from cvtune.data.packed import Packed
-from cvtune.data.segmentation import CLASSES, IMAGES, LISTS, MASK_EXTENSIONS, below, pair
+from cvtune.data.segmentation import CLASSES, LISTS, MASK_EXTENSIONS, below, pair
 from cvtune.errors import DataError
 from cvtune.sections import Source
 

@@ -12,13 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from cvtune.data.compact import FileItems, Rows, Texts
-from cvtune.data.folder import EXTENSIONS, PART_FOLDERS, files_below, folders_in, is_image
+from cvtune.data.folder import EXTENSIONS, IMAGES, PART_FOLDERS, files_below, folders_in, is_image
 from cvtune.data.listing import PARTS, Labelled, Listing
 from cvtune.data.masks import listed_names, segmented
 from cvtune.errors import DataError, did_you_mean
 from cvtune.sections import Source
 
-IMAGES = "images"
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")  # none that loses values, as JPEG does
 LISTS = {f"{part}.txt": part for part in PARTS}  # files that name the images of a part
 CLASSES = "classes.txt"  # one class name per line

@@ -59,7 +59,7 @@ def _surface(found: Surface, ridge: Ridge | None, objective: str, better: str) -
     axes.set(xlim=(found.x.values[0], found.x.values[-1]), ylim=(found.y.values[0], found.y.values[-1]))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
     with rc_context({"hatch.linewidth": 0.5}):
-        return _png(figure)
+        return png(figure)
 
 
 def _importance(found: tuple[Importance, ...]) -> bytes:
@@ -69,7 +69,7 @@ def _importance(found: tuple[Importance, ...]) -> bytes:
     spread = np.maximum(0, [shares[:, 0] - shares[:, 1], shares[:, 2] - shares[:, 0]])
     axes.barh([" x ".join(one.names) for one in shown], shares[:, 0], xerr=spread, color=BLUE, ecolor="#888888")
     axes.set(xlabel="share of the variance of the expected score, %", xlim=(0, None))
-    return _png(figure)
+    return png(figure)
 
 
 def _curves(rows: Rows, objective: str, better: str) -> bytes:
@@ -82,21 +82,29 @@ def _curves(rows: Rows, objective: str, better: str) -> bytes:
         axes.plot(x, y, color=VERMILION if best else BLUE, alpha=1 if best else 0.35, linewidth=2 if best else 1)
     axes.set(xlabel="epoch", ylabel=objective)
     axes.grid(color="#e6e9ec")
-    return _png(figure)
+    return png(figure)
+
+
+def new_figure(height: float, rows: int) -> tuple[Figure, list[Axes]]:
+    """A figure as wide as all, `height` inches high, with `rows` panels one below the other."""
+    figure = Figure((WIDTH, height), dpi=DPI, layout="constrained")
+    panels = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure((WIDTH, height), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    figure, panels = new_figure(height, 1)
+    return figure, panels[0]
 
 
 def _scale(is_log: bool) -> str:
     return "log" if is_log else "linear"
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The bytes of a PNG file."""
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()

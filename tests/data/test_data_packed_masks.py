@@ -17,9 +17,9 @@ from pyarrow import parquet
 from test_data_packed import Files, png, table, tarred, unpacked, zipped
 
 from cvtune import study
-from cvtune.cli import load
 from cvtune.data import Dataset, cache_folder, open_dataset, read_source
 from cvtune.errors import DataError
+from cvtune.looking import load
 from cvtune.recipe import Data
 from cvtune.sections import Source
 

@@ -150,6 +150,10 @@ def bad_folders() -> list[Any]:
     return [
         ({}, "no such folder"),
         ({"": 3}, r"no class folders \(3 images"),
+        (
+            {"images": 5, "labels": 5},
+            r"5 of 5 files in images/ have one of the same name in labels/.*data.masks=labels",
+        ),
         ({"a": 3}, "only the class 'a'"),
         ({"a": 3, "b": 0}, "class 'b' has no images in train"),
         ({"a": 3, "b": 2}, "class 'b' has 2 images, too few to split"),
@@ -166,6 +170,14 @@ def test_bad_folders(tmp_path: Path, counts: dict[str, int], message: str) -> No
     make_folder(tmp_path / "data", counts)
     with pytest.raises(DataError, match=message):
         listed(tmp_path / "data")
+
+
+def test_names_that_say_the_class_are_told_with_the_manifest_they_could_be(tmp_path: Path) -> None:
+    loose = make_folder(tmp_path / "data", {"": 0})
+    for i in range(6):
+        (loose / f"{'cat' if i % 2 else 'dog'}_{i}.png").touch()
+    with pytest.raises(DataError, match=r"cat \(3\), dog \(3\): write a manifest"):
+        listed(loose)
 
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
