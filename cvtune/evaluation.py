@@ -16,6 +16,7 @@ from cvtune.data.loader import evaluation_batch, evaluation_targets
 from cvtune.epoch import METRICS, Score
 from cvtune.errors import DataError
 from cvtune.kinds import shown
+from cvtune.probe_set import Said
 from cvtune.tasks import Sums
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def evaluate(run: Run, stop: Callable[[], bool] = never) -> dict[str, Any]:
         Stopped: `stop`, asked before every batch, said so.
     """
     clean = summed(run, run.data.train, stop, run.clean).scores()
-    sums, said, start = run.task.sums(), [], 0
+    sums, start, said = run.task.sums(), 0, list[Said]()
     for logits, targets in predictions(run, run.data.val, stop, None):
         sums.add(logits, targets)
         mine = run.probe.within(start)

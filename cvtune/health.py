@@ -9,7 +9,6 @@ Losses are compared with that of guessing (ln K for K classes), so that threshol
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,19 +75,21 @@ class Curves:
     """
 
     def __init__(self, reports: Sequence[Mapping[str, Any]]) -> None:
-        self._reports = reports
-        classes = next((len(r["val_recall"]) for r in reports if r.get("val_recall")), 0)
+        self._reports, self._columns = reports, dict[str, Floats]()
+        recalls = (report.get("val_recall") for report in reports)
+        classes = next((len(recall) for recall in recalls if isinstance(recall, list)), 0)
         tags = any(r.get("val_map") is not None for r in reports)
         self.chance = math.log(2 if tags else classes) if classes > 1 else math.nan
 
     def __len__(self) -> int:
         return len(self._reports)
 
-    @functools.cache  # noqa: B019 - as short-lived as its object
     def of(self, name: str) -> Floats:
         """A column."""
-        values = (report.get(name) for report in self._reports)
-        return np.array([math.nan if value is None else float(value) for value in values], np.float64)
+        if name not in self._columns:
+            values = (report.get(name) for report in self._reports)
+            self._columns[name] = np.array([math.nan if value is None else float(value) for value in values])
+        return self._columns[name]
 
     def last(self, name: str) -> float:
         """Its last value; NaN of none."""

@@ -1,6 +1,7 @@
 """Verdicts on a run: each of them from the curves it is about, none of a run that is well, none of too few reports."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,3 +153,9 @@ def test_each_task_says_what_it_predicts() -> None:
     assert spots.guess.shape == (1, 13 * 13) and int((spots.guess == UNKNOWN).sum()) == 13 * 6
     probe = ProbeSet(1, masks=True)
     assert probe.look([spots])["probe_area"] == pytest.approx(6 / 13)
+
+
+def test_the_document_holds_the_table_of_rules() -> None:
+    document = (Path(__file__).resolve().parents[1] / "cvtune" / "docs" / "health.md").read_text()
+    for rule in health.RULES:
+        assert f"| {rule.name} | {rule.holds} |" in document
