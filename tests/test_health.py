@@ -39,6 +39,7 @@ ILL: dict[str, dict[str, list[Any]]] = {
         "train_loss": [2.2, 1.9, 1.8, 1.81, 1.79, 1.8],
         "clean_loss": [2.1, 1.8, 1.7, 1.72, 1.69, 1.7],
         "val_loss": [2.1, 1.8, 1.72, 1.72, 1.71, 1.7],
+        "augment_strength": [0.0] * 6,
     },
     "augmentation too strong": {
         "train_loss": [2.2, 2.1, 2.0, 1.95, 1.9, 1.9],

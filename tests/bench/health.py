@@ -290,14 +290,22 @@ def labels(run: dict[str, Any], group: Group) -> dict[str, bool | None]:
     return found
 
 
+def is_complete(runs: list[dict[str, Any]]) -> bool:
+    """Whether every run of a group was made: one that was broken off has no optimum."""
+    first = Job(**runs[0]["job"])
+    return len(runs) == sum(job.group == first.group for job in jobs())
+
+
 def score(folder: Path, part: str) -> list[tuple[str, int, int, int, int, int, int]]:
-    """Of each verdict its name and the runs: hit, missed, false alarm, rightly silent, unclear, of these said."""
+    """Of each verdict its name and the runs of complete groups: hit, missed, false alarm, rightly silent, unclear, of
+    these said.
+    """
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run in read(folder):
         if run["job"]["part"] == part:
             groups.setdefault(Job(**run["job"]).group, []).append(run)
     counts = {rule.name: [0] * 6 for rule in RULES}
-    for runs in groups.values():
+    for runs in filter(is_complete, groups.values()):
         group = group_of(runs)
         for run in runs:
             said = {verdict.name for verdict in verdicts(run["reports"])}
