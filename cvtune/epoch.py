@@ -65,6 +65,19 @@ class Epoch:
         "Most images that go through the model at once: a batch, less with data.micro_batch or where memory ran out.",
         "images",
     )
+    probe_flips: float | None = _metric(
+        "Share of predictions on the probe set, up to 512 fixed validation images, that differ from the last report's.",
+        default=None,
+    )
+    probe_confidence: float | None = _metric("Mean probability of what is predicted on the probe set.", default=None)
+    probe_entropy: float | None = _metric(
+        "Entropy of the predicted classes on the probe set over that of the right ones: 0 if all are told alike.",
+        default=None,
+    )
+    probe_area: float | None = _metric(
+        "Of masks: share of the probe set's labelled points that are predicted as another class than the first.",
+        default=None,
+    )
     fold: int | None = _metric(
         "Fold that is trained, from 1: its images are the validation images. Null without data.folds.", default=None
     )

@@ -16,6 +16,7 @@ from cvtune.data.loader import evaluation_batch, evaluation_targets
 from cvtune.epoch import METRICS, Score
 from cvtune.errors import DataError
 from cvtune.kinds import shown
+from cvtune.probe_set import Said
 from cvtune.tasks import Sums
 
 if TYPE_CHECKING:
@@ -35,15 +36,20 @@ def never() -> bool:
 
 
 def evaluate(run: Run, stop: Callable[[], bool] = never) -> dict[str, Any]:
-    """`clean_*` and `val_*` of an Epoch for the current weights, by name; None for what the task does not have.
+    """`clean_*`, `val_*`, `probe_*` of an Epoch for the current weights, by name; None: the task does not have it.
 
     Raises:
         Stopped: `stop`, asked before every batch, said so.
     """
     clean = summed(run, run.data.train, stop, run.clean).scores()
-    val = summed(run, run.data.val, stop).scores()
+    sums, start, said = run.task.sums(), 0, list[Said]()
+    for logits, targets in predictions(run, run.data.val, stop, None):
+        sums.add(logits, targets)
+        mine = run.probe.within(start)
+        said.append(run.task.said(logits[mine], targets[mine]))
+        start += len(logits)
     scores: dict[str, Any] = dict.fromkeys(VAL) | {f"clean_{name}": clean[name] for name in ("loss", "accuracy")}
-    return scores | {f"val_{name}": value for name, value in val.items()}
+    return scores | {f"val_{name}": value for name, value in sums.scores().items()} | run.probe.look(said)
 
 
 def score_test(run: Run, stop: Callable[[], bool] = never) -> tuple[dict[str, Score], dict[str, np.ndarray]]:

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cvtune import health, study
 from cvtune import history as histories
-from cvtune import study
 from cvtune.analysis.tables import Columns, Tables
 from cvtune.controls import would_have_stopped
 from cvtune.durable import aside_name, read_json, sync_folder
@@ -69,6 +69,8 @@ TRIALS = (
     Column("best", pa.float64(), "Best value of the objective; with folds its last mean over them."),
     Column("best_step", pa.int64(), "Report that had it."),
     Column("last", pa.float64(), "Last value of the objective."),
+    Column("verdicts", pa.string(), "What its reports say is wrong with it, see docs/health.md; empty: nothing."),
+    Column("evidence", pa.string(), "What each of the verdicts is seen by."),
     Column("seconds", pa.float64(), "Time spent training and evaluating.", "s"),
     Column("exploits", pa.int64(), "Times that it took over another trial's weights."),
     Column("node", pa.string(), "Machine that trained it last."),
@@ -231,7 +233,7 @@ def _cached_by_change(record: TrialRecord) -> Callable[[int, int], dict[str, Any
 
 
 def _trial_row(settings: study.Study, record: TrialRecord, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    best = record.best(settings)
+    best, found = record.best(settings), health.of_trial(record)
     return {
         "study": settings.name,
         "trial": record.trial,
@@ -246,6 +248,8 @@ def _trial_row(settings: study.Study, record: TrialRecord, provenance: Mapping[s
         "best": settings.score(best) if best else None,
         "best_step": best["step"] if best else None,
         "last": record.last(settings),
+        "verdicts": health.names_of(found),
+        "evidence": health.told(found),
         "seconds": float(sum(e["seconds"] or 0.0 for e in record.epochs)),
         "exploits": len(record.exploits),
         "node": record.node,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cvtune import health
 from cvtune.controls import would_have_stopped
 from cvtune.durable import read_json
 from cvtune.history import FAILED, REASONS, History, TrialRecord
@@ -194,6 +196,8 @@ def summary(study: Study, history: History, folder: Path, seconds: float | None 
         facts.add_row("winner", f"[bold green]{label}[/]  {_recipe_line(found, found.steps) if found else ''}")
     for line in (read_json(folder / "best" / "comparison.json") or {}).get("sentences", ()):
         facts.add_row("", line)
+    if line := _health_line(history, best[0] if best else None):
+        facts.add_row("health", line)
     failed = [r for r in history.trials.values() if r.reason in FAILED]
     for reason in sorted({r.reason for r in failed if r.reason}):
         some = [r for r in failed if r.reason == reason]
@@ -204,6 +208,14 @@ def summary(study: Study, history: History, folder: Path, seconds: float | None 
     facts.add_row("tables", str(folder / "tables"))
     grid = strength_grid(study, history)
     return Group(facts, "", grid) if grid else facts
+
+
+def _health_line(history: History, best: TrialRecord | None) -> str:
+    """How many trials got which verdict, and those of the best one."""
+    counts = Counter(verdict.name for record in history.trials.values() for verdict in health.of_trial(record))
+    line = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    own = health.names_of(health.of_trial(best)) if best else ""
+    return f"{line} of {len(history.trials)} trials" + (f"; the best: {own}" if own else "") if line else ""
 
 
 def _recipe_line(record: TrialRecord, step: int) -> str:

@@ -32,6 +32,7 @@ from cvtune.mixing import Mixed, mix_batch
 from cvtune.models import build_model
 from cvtune.normalize import normalizer_of
 from cvtune.optim import Stepper
+from cvtune.probe_set import ProbeSet
 from cvtune.recipe import MUTABLE, Recipe, Value
 from cvtune.regularize import number, resolve
 from cvtune.tasks import RULES
@@ -61,6 +62,7 @@ class Run:
             then `run.step = reports of the trial itself`).
         images: training images per epoch.
         image_ms: copy to the device and forward pass, ms per image, in the last evaluation.
+        probe: what was said of the probe set at the last report.
         values: what the numbers of the images mean.
         normalized: (N, H, W, C) on the host -> float32 (N, C, H, W) on the device.
     """
@@ -95,6 +97,7 @@ class Run:
             self.counts = self.task.count(data.train, self.used, len(data.classes)).to(self.device)
         self.step, self.epoch, self.image_ms = 0, 0, 0.0
         self.micro = MicroBatches(recipe.data.micro_batch)
+        self.probe = ProbeSet(len(data.val.labels), data.val.masks is not None)
         self.tried: set[int] = set()  # batch sizes that the GPU knows kernels for
         self.values = values_of(data.kind, data.stats, recipe.data.window_low, recipe.data.window_high)
         self.normalized = normalizer_of(data, recipe, self.device, self.layout)
@@ -157,12 +160,14 @@ class Run:
             "stepper": self.stepper.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "micro_batch": self.micro.size,  # what fits was found once
+            "probe": self.probe.last,
             **({} if self.data.kind == PHOTO else {"pixels": to_json(self.data.kind, self.data.stats)}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.epoch = state["step"], state["epoch"]
         self.micro.size = state.get("micro_batch", self.micro.size)  # earlier versions did not save it
+        self.probe.last = state.get("probe")  # nor this
         self.model.module.load_state_dict(state["model"])
         self.stepper.load_state_dict(state["stepper"])
         if self.scaler and state["scaler"]:  # a GPU that needs no scaler may have saved it

@@ -59,7 +59,14 @@ def test_it_learns_and_every_number_is_sane(digits: Dataset) -> None:
     assert [e.step for e in epochs] == [e.epoch for e in epochs] == [1, 2, 3, 4, 5]
     last = epochs[-1].numbers()
     assert set(last) == set(METRICS)
-    assert {n for n, v in last.items() if v is None} == {"val_mean_iou", "val_dice", "val_map", "val_iou", *FOLDS}
+    assert {n for n, v in last.items() if v is None} == {
+        "val_mean_iou",
+        "val_dice",
+        "val_map",
+        "val_iou",
+        "probe_area",
+        *FOLDS,
+    }
     recall = last.pop("val_recall")
     assert len(recall) == 10 and min(recall) == last["val_worst_recall"] > 0.5
     last = {n: v for n, v in last.items() if v is not None}

@@ -17,6 +17,8 @@ from cvtune.report import rows as rows_of
 from cvtune.report.answer import Answer, answer, winner_of
 from cvtune.report.classes import ClassReport, of_winner
 from cvtune.report.rows import Rows, ranked
+from cvtune.report.wrong import Wrong
+from cvtune.report.wrong import of_tables as wrong_of
 
 STRIPS = 3  # of one trial: first, middle, last
 EXCERPT = 400  # reports of one shown curve at most
@@ -51,6 +53,7 @@ class Content:
     rows: Rows
     answer: Answer
     examples: tuple[Example, ...]
+    wrong: Wrong | None
     classes: ClassReport | None
     schedule: dict[str, Any] | None
     recipe: dict[str, Any] | None
@@ -62,12 +65,14 @@ class Content:
 def gather(folder: Path, tables: Tables, findings: Findings) -> Content:
     """From a study's folder, its tables and what the analysis makes of them."""
     rows = rows_of.of_tables(tables)
+    examples = tuple(_examples(folder, tables, rows))
     return Content(
         tables=tables,
         findings=findings,
         rows=rows,
         answer=answer(tables, findings, rows),
-        examples=tuple(_examples(folder, tables, rows)),
+        examples=examples,
+        wrong=wrong_of(tables, [(example.what, example.trial) for example in examples]),
         classes=of_winner(folder, tables),
         schedule=read_json(folder / "schedule.json"),
         recipe=read_json(folder / "best" / "recipe.json"),

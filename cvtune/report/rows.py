@@ -102,6 +102,7 @@ def _columns(tables: Tables) -> tuple[Column, ...]:
         Column("best", "score", f"Best {study.objective}. {score}"),
         Column("last", "score", f"Last {study.objective}."),
         *told,
+        Column("verdicts", "text", "What is wrong with it by its reports; see Health."),
         Column("minutes", "number", "Minutes spent training and evaluating."),
     ]
     for name, domain in study.space.domains.items():

@@ -17,6 +17,7 @@ from cvtune.data.listing import Labels, Task
 from cvtune.epoch import Score
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.loss import Loss
+from cvtune.probe_set import Said
 from cvtune.recipe import Recipe
 from cvtune.tasks.classify import Classify
 from cvtune.tasks.multilabel import Multilabel
@@ -52,6 +53,9 @@ class Rules(Protocol):
 
     def sums(self) -> Sums:
         """The sums of an evaluation that begins."""
+
+    def said(self, logits: Tensor, targets: Tensor) -> Said:
+        """What a model says of images of the probe set; targets on the CPU."""
 
     def strip(
         self, images: np.ndarray[Any, Any], targets: Tensor, logits: Tensor, classes: Sequence[str]

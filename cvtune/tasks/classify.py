@@ -16,6 +16,7 @@ from cvtune.data.listing import Labels
 from cvtune.epoch import Score
 from cvtune.loss import Loss, build_loss
 from cvtune.metrics import classification
+from cvtune.probe_set import Said, said
 from cvtune.recipe import Recipe
 
 
@@ -59,6 +60,11 @@ class Classify:
     def sums(self) -> Sums:
         """Those of an evaluation that begins."""
         return Sums()
+
+    def said(self, logits: Tensor, targets: Tensor) -> Said:
+        """The likeliest class of each image."""
+        confidence, guess = logits.softmax(1).max(1, keepdim=True)
+        return said(guess, confidence, hard(targets).to(logits.device)[:, None], logits.shape[1])
 
     def strip(
         self, images: np.ndarray[Any, Any], targets: Tensor, logits: Tensor, classes: Sequence[str]

@@ -15,6 +15,7 @@ from cvtune.data.dataset import Part
 from cvtune.data.listing import Labels
 from cvtune.epoch import Score
 from cvtune.loss import Loss, build_tag_loss
+from cvtune.probe_set import UNKNOWN, Said
 from cvtune.recipe import Recipe
 
 
@@ -63,6 +64,17 @@ class Multilabel:
     def sums(self) -> Sums:
         """Those of an evaluation that begins."""
         return Sums()
+
+    def said(self, logits: Tensor, targets: Tensor) -> Said:
+        """Of each known tag whether it is there, at a probability of 0.5."""
+        tags, chance = targets.to(logits.device), logits.sigmoid()
+        known, guess = ~tags.isnan(), chance > 0.5
+        return Said(
+            guess.short().where(known, UNKNOWN),
+            torch.where(guess, chance, 1 - chance)[known],
+            (guess & known).sum(0),
+            (tags >= 0.5).sum(0),
+        )
 
     def strip(
         self, images: np.ndarray[Any, Any], targets: Tensor, logits: Tensor, classes: Sequence[str]

@@ -15,6 +15,7 @@ from cvtune.data.dataset import Part
 from cvtune.data.listing import IGNORE, Labels
 from cvtune.epoch import Score
 from cvtune.loss import Loss, build_mask_loss
+from cvtune.probe_set import SIDE, Said, said
 from cvtune.recipe import Recipe
 
 MOST = 1000  # masks whose pixels are counted
@@ -66,6 +67,14 @@ class Segment:
     def sums(self) -> Sums:
         """Those of an evaluation that begins."""
         return Sums()
+
+    def said(self, logits: Tensor, targets: Tensor) -> Said:
+        """The likeliest class at some points of each image."""
+        every = -(-logits.shape[-1] // SIDE)
+        logits = logits[..., every // 2 :: every, every // 2 :: every]
+        masks = targets[..., every // 2 :: every, every // 2 :: every].to(logits.device).long().flatten(1)
+        confidence, guess = (found.flatten(1) for found in logits.softmax(1).max(1))
+        return said(guess, confidence, masks.where(masks != IGNORE, -1), logits.shape[1])
 
     def strip(
         self, images: np.ndarray[Any, Any], targets: Tensor, logits: Tensor, classes: Sequence[str]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cvtune import strips
+from cvtune import health, strips
 from cvtune.confirm import DEFAULT
 from cvtune.epoch import METRICS
 from cvtune.history import FAILED, History, TrialRecord
@@ -141,8 +141,8 @@ def changing(study: Study, recipe: Recipe) -> tuple[str, ...]:
 
 
 def summary(study: Study, record: TrialRecord, classes: Sequence[str] = ()) -> dict[str, Any]:
-    """Why a trial ended, what it cost and how good it was; named like the columns of the table `trials`."""
-    best = record.best(study)
+    """Why a trial ended, its cost, its scores, what was wrong with it; named like the columns of the table `trials`."""
+    best, wrong = record.best(study), health.of_trial(record)
     found: dict[str, Any] = {
         "reason": record.reason,
         "message": record.message[:MESSAGE],
@@ -153,6 +153,8 @@ def summary(study: Study, record: TrialRecord, classes: Sequence[str] = ()) -> d
         "best": best and study.score(best),
         "best_step": best and best["step"],
         "last": record.last(study),
+        "verdicts": health.names_of(wrong),
+        "evidence": health.told(wrong)[:MESSAGE],
     }
     if best:  # W&B keeps the best of the reports that it saw since a run was resumed
         found[study.objective] = {study.better: study.score(best)}

@@ -1,0 +1,303 @@
+"""Health: what a trial's reports say is wrong with it, as verdicts with their evidence. No torch, no Ray.
+
+Several verdicts may hold at once, and one that does not hold is no proof of the opposite. Each looks at one trial
+alone, at the reports made so far. How often they are right was measured on runs that did not set the thresholds: see
+`docs/health.md`, and `tests/bench/health.py`, which also defines what each verdict means by the outcome of a run.
+
+Losses are compared with that of guessing (ln K for K classes), so that thresholds mean the same for any task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cvtune.history import TrialRecord
+
+Floats = npt.NDArray[np.float64]
+
+FEWEST = 4  # reports; below it only a loss that is not finite says anything
+ABOVE_CHANCE = 1.0  # x the loss of guessing
+BURST = 1.3  # the same
+EXPLODED = 3.0  # the same
+FLIPS = 0.65  # share of predictions
+UNFIT = 0.5  # of guessing
+FALLING = 0.7  # share of reports
+SAME = 0.13  # of guessing
+RISE = 0.1  # of guessing
+LOST = 0.04  # of guessing
+KNOWN = 0.25  # of guessing
+COLLAPSED = 0.2  # of the right entropy
+FULL_RATE = 0.5  # of the peak: reports at a higher rate show what the rate does, not its end
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One thing that is wrong with a run, and the sentence that says what it is seen by."""
+
+    name: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of `RULES`.
+
+    Attributes:
+        name: of the verdict, as it stands in tables.
+        sees: the columns of `epochs` that are looked at.
+        holds: when the verdict holds.
+        source: where the thresholds come from.
+        find: the evidence where it holds, else None.
+        whole: whether it is only said of trials that trained to their end.
+        broken: whether it can be said of one with a loss that is not finite.
+    """
+
+    name: str
+    sees: tuple[str, ...]
+    holds: str
+    source: str
+    find: Callable[[Curves], str | None]
+    whole: bool = False
+    broken: bool = False
+
+
+class Curves:
+    """The reports of one trial as arrays in their order, NaN where a report has no number.
+
+    Attributes:
+        chance: the loss of guessing in nats, ln K, or ln 2 of each tag; NaN where the number of classes is not known.
+    """
+
+    def __init__(self, reports: Sequence[Mapping[str, Any]]) -> None:
+        self._reports, self._columns = reports, dict[str, Floats]()
+        recalls = (report.get("val_recall") for report in reports)
+        classes = next((len(recall) for recall in recalls if isinstance(recall, list)), 0)
+        tags = any(r.get("val_map") is not None for r in reports)
+        self.chance = math.log(2 if tags else classes) if classes > 1 else math.nan
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def of(self, name: str) -> Floats:
+        """A column."""
+        if name not in self._columns:
+            values = (report.get(name) for report in self._reports)
+            self._columns[name] = np.array([math.nan if value is None else float(value) for value in values])
+        return self._columns[name]
+
+    def last(self, name: str) -> float:
+        """Its last value; NaN of none."""
+        return float(self.of(name)[-1]) if len(self) else math.nan
+
+    @property
+    def broken(self) -> int | None:
+        """The first report, from 0, with a loss that is not finite."""
+        bad = ~np.isfinite(self.of("train_loss")) | ~np.isfinite(self.of("val_loss"))
+        return int(bad.argmax()) if bad.any() else None
+
+    @property
+    def peak(self) -> float:
+        """The highest learning rate."""
+        rates = self.of("lr")
+        return float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
+
+    @property
+    def gap(self) -> float:
+        """At the end: loss on the validation images minus that on images that are trained on."""
+        return self.last("val_loss") - self.last(self.known)
+
+    @property
+    def known(self) -> str:
+        """The loss on images that are trained on: without augmentation and noise, else as trained."""
+        return "train_loss" if np.isnan(self.of("clean_loss")).all() else "clean_loss"
+
+    @property
+    def flips(self) -> float:
+        """Mean share of the probe set's predictions that change from report to report, while the rate is high."""
+        rate, flips = self.of("lr"), self.of("probe_flips")
+        high = (rate >= FULL_RATE * self.peak) | math.isnan(self.peak)
+        counted = flips[high & np.isfinite(flips)]
+        return float(counted.mean()) if len(counted) else math.nan
+
+
+def verdicts(reports: Sequence[Mapping[str, Any]], whole: bool = True) -> tuple[Verdict, ...]:
+    """What is wrong with a trial, in the order of `RULES`; nothing where all is well, or too little is known.
+
+    Args:
+        reports: the numbers of its reports by the names of `Epoch`, in their order; with folds those of the last one
+            count. Names may be missing, and None stands for a number that is not there or not finite, as in a journal.
+        whole: whether it trained to its end. Of one that was stopped early nobody knows what it would have learned.
+    """
+    curves = Curves([report for report in reports if report.get("fold") == reports[-1].get("fold")])
+    broken = curves.broken is not None
+    if len(curves) < FEWEST and not broken:
+        return ()
+    rules = (rule for rule in RULES if (rule.broken or not broken) and (whole or not rule.whole))
+    found = ((rule.name, rule.find(curves)) for rule in rules)
+    return tuple(Verdict(name, evidence) for name, evidence in found if evidence is not None)
+
+
+def of_trial(record: TrialRecord) -> tuple[Verdict, ...]:
+    """What is wrong with a trial of a study, by all that it has reported."""
+    whole = record.age >= record.recipe.max_epochs or record.reason in ("completed", "stopped_patience")
+    return verdicts(record.epochs, whole)
+
+
+def names_of(found: Sequence[Verdict]) -> str:
+    """Their names, divided by ", "."""
+    return ", ".join(verdict.name for verdict in found)
+
+
+def told(found: Sequence[Verdict]) -> str:
+    """Each with its evidence, a sentence after the other."""
+    return " ".join(f"{verdict.name}: {verdict.evidence}" for verdict in found)
+
+
+def _diverged(curves: Curves) -> str | None:
+    if curves.broken is not None:
+        return f"The loss of report {curves.broken + 1} is not a finite number."
+    name, last = curves.known, curves.last(curves.known)
+    if last > ABOVE_CHANCE * curves.chance:
+        return f"{name} ended at {last:.3g}, above the {curves.chance:.3g} of guessing."
+    return None
+
+
+def _too_high(curves: Curves) -> str | None:
+    if curves.broken is not None:
+        return f"The loss was finite up to report {curves.broken}, at a peak rate of {curves.peak:.3g}, then no number."
+    name, chance = curves.known, curves.chance
+    loss, known = curves.of("train_loss"), curves.of(name)
+    if loss.max() > BURST * chance:
+        return f"train_loss was up to {loss.max():.3g} at rates up to {curves.peak:.3g}; guessing has {chance:.3g}."
+    if np.nanmax(known) > EXPLODED * chance:
+        return (
+            f"{name} was up to {np.nanmax(known):.3g} (guessing has {chance:.3g}) at rates up to {curves.peak:.3g}, "
+            f"while train_loss went from {loss[0]:.3g} to {loss[-1]:.3g}: the predictions degrade as it learns."
+        )
+    if curves.flips > FLIPS:
+        return (
+            f"train_loss fell from {loss[0]:.3g} to {loss[-1]:.3g} while {curves.flips:.0%} of the probe set's "
+            f"predictions changed from report to report at rates up to {curves.peak:.3g}."
+        )
+    return None
+
+
+def _too_low(curves: Curves) -> str | None:
+    name, last, chance = curves.known, curves.last(curves.known), curves.chance
+    falls = float(np.mean(np.diff(curves.of("train_loss")) < 0))
+    if last > UNFIT * chance and falls >= FALLING and curves.gap < SAME * chance and not _too_high(curves):
+        return (
+            f"{name} was still {last:.3g} at the end ({last / chance:.0%} of guessing), falling at {falls:.0%} "
+            f"of the reports, and {curves.flips:.0%} of the predictions changed from report to report."
+        )
+    return None
+
+
+def _overfitting(curves: Curves) -> str | None:
+    val, last = curves.of("val_loss"), curves.last("val_loss")
+    best = int(np.nanargmin(val))
+    rise, fell = last - float(val[best]), curves.of(curves.known)[best] - curves.last(curves.known)
+    if rise > RISE * curves.chance and fell > 0:
+        return (
+            f"val_loss rose from {val[best]:.3g} at report {best + 1} to {last:.3g} while {curves.known} fell by "
+            f"{fell:.3g} to {curves.last(curves.known):.3g}."
+        )
+    return None
+
+
+def _underfitting(curves: Curves) -> str | None:
+    last, chance = curves.last(curves.known), curves.chance
+    if last > chance or (last > UNFIT * chance and curves.gap < SAME * chance):
+        return (
+            f"{curves.known} ended at {last:.3g}, {last / chance:.0%} of guessing: the images that are trained on are "
+            f"fitted no better than those of validation (val_loss {curves.last('val_loss'):.3g})."
+        )
+    return None
+
+
+def _too_strong(curves: Curves) -> str | None:
+    strength, train, last = (curves.last(name) for name in ("augment_strength", "train_loss", "clean_loss"))
+    lost, chance = train - last, curves.chance
+    if strength > 0 and lost > LOST * chance and last > KNOWN * chance and curves.gap < SAME * chance:
+        return (
+            f"At strength {strength:.2g} train_loss ended at {train:.3g} on augmented images, {lost:.3g} above that of "
+            f"images as they are, and val_loss is hardly higher than that ({curves.gap:+.3g}): there is no overfitting "
+            "against which so much augmentation would be needed."
+        )
+    return None
+
+
+def _collapsed(curves: Curves) -> str | None:
+    spread = curves.last("probe_entropy")
+    if spread < COLLAPSED:
+        return f"At the end nearly all of the probe set is told alike: its entropy is {spread:.0%} of the right one."
+    return None
+
+
+DEV = "development runs of tests/bench/health.py"
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "diverged",
+        ("train_loss", "val_loss", "clean_loss"),
+        f"a loss is not finite, or clean_loss ends above {ABOVE_CHANCE:g} x guessing",
+        f"ln K is what guessing has, an untrained network has more; factor: {DEV}",
+        _diverged,
+        broken=True,
+    ),
+    Rule(
+        "learning rate too high",
+        ("train_loss", "clean_loss", "probe_flips", "lr"),
+        f"train_loss is above {BURST:g} x guessing at any report, or clean_loss above {EXPLODED:g} x, or a loss is not "
+        f"finite; or more than {FLIPS:.0%} of the probe set's predictions change from report to report while the rate "
+        "is at least half of its peak",
+        f"predictions that change while the loss falls: the practitioners' rule; numbers: {DEV}",
+        _too_high,
+        broken=True,
+    ),
+    Rule(
+        "learning rate too low",
+        ("train_loss", "clean_loss", "val_loss", "probe_flips"),
+        f"clean_loss ends above {UNFIT:.0%} of guessing, train_loss fell at {FALLING:.0%} of the reports or more, "
+        f"val_loss is at most {SAME:.0%} of guessing higher, and the rate is not too high",
+        DEV,
+        _too_low,
+        whole=True,
+    ),
+    Rule(
+        "overfitting",
+        ("val_loss", "clean_loss"),
+        f"val_loss ends more than {RISE:.0%} of guessing above its lowest, and clean_loss fell meanwhile",
+        DEV,
+        _overfitting,
+    ),
+    Rule(
+        "underfitting",
+        ("clean_loss", "val_loss"),
+        f"clean_loss ends above guessing, or above {UNFIT:.0%} of it with val_loss at most {SAME:.0%} higher",
+        DEV,
+        _underfitting,
+        whole=True,
+    ),
+    Rule(
+        "augmentation too strong",
+        ("train_loss", "clean_loss", "val_loss", "augment_strength"),
+        f"train_loss ends more than {LOST:.0%} of guessing above clean_loss, which is above {KNOWN:.0%} of it, and "
+        f"val_loss at most {SAME:.0%} higher",
+        DEV,
+        _too_strong,
+        whole=True,
+    ),
+    Rule(
+        "collapsed to the majority class",
+        ("probe_entropy",),
+        f"the entropy of the classes predicted at the end is below {COLLAPSED:.0%} of that of the right ones",
+        DEV,
+        _collapsed,
+    ),
+)
