@@ -2,9 +2,11 @@
 
 A Gaussian process with an ANOVA kernel (Durrande et al. 2013, J. Multivariate Analysis 115): a sum of effects of single
 values and of pairs, each with mean 0 over the space, so that the average over all other values is what remains when
-their effects are left out. Age enters as one more input, the logarithm of the share of epochs left. A trial's rows
-share its luck (a mixed model), so that a long curve is not mistaken for many trials. The effects are polynomials of
-few degrees, so the process is a linear model with random weights (Rasmussen & Williams 2006, section 2.1), cheap to
+their effects are left out. The effect of an axis has two parts of sizes of their own: a smooth one, and a rough one
+whose waves fall off like those of a random walk, so that a cliff is no surprise and a parabola is not taken for one.
+Age enters as one more input, the logarithm of the share of epochs left. A trial's rows share its luck (a mixed model),
+so that a long curve is not mistaken for many trials. The effects are sums of few polynomials and waves, so the
+process is a linear model with random weights (Rasmussen & Williams 2006, section 2.1), cheap to
 draw from. How large the effects and the noise are is estimated by marginal likelihood, and its uncertainty is carried
 on: draws come from several sets of such variances (a Laplace approximation), not from the most likely one alone.
 """
@@ -23,25 +25,29 @@ from cvtune.analysis.design import Design
 from cvtune.analysis.findings import Floats
 
 FEWEST = 8  # trials below which no response is fitted
-MAIN, OTHER = 8, 3  # degrees of the polynomials of an axis, and of any other value
+SMOOTH, WAVES = 3, 24  # degrees of the polynomials of each value, and waves of the rough part of an axis
 DEGREES = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))  # of the interaction of both axes
 FEW_ROWS = 400  # from which the variances are estimated; the effects use all
 SETS, DRAWS = 24, 24  # sets of variances, and draws of the effects for each
 
 Key = tuple[str, ...]
 AGE, LATER, LATER_PAIR = ("age",), ("age", "effects"), ("age", "pair")
+ROUGH = "rough"  # ends the key of that part of an axis
 LINE = "bilinear"  # ends the key of that part of the interaction of both axes
 PAIRS, TRIAL, SLOPE, ROW = ("pairs",), ("trial",), ("trial", "age"), ("row",)
 
 # Prior of each variance, as a share of the variance of all rows (early ages included): its median, and the standard
-# deviation of its logarithm. The bilinear part of both axes is hardly shrunk, because it is what is tested; all other
-# effects of two values are taken for small until the data say otherwise. Chosen by tests/bench/calibration.py.
+# deviation of its logarithm. What is rough, and effects of two values, are taken for small until the data say otherwise
+# (effects are sparse and ordered: Wu & Hamada 2000, chapter 3); the bilinear part of both axes less so, because it is
+# what is tested, but for no larger than the effects of single values: where points crowd in a corner the three look
+# alike. Chosen on the truths that tests/bench/truths.py calls DEVELOPMENT.
 PRIOR: Mapping[str, tuple[float, float]] = {
     "effect": (0.2, 1.5),
-    "line": (1.0, 0.5),
-    "pair": (0.001, 1.0),
+    ROUGH: (0.01, 2.0),
+    LINE: (0.1, 1.0),
+    "pair": (0.0005, 1.5),
     "later": (0.02, 1.5),
-    "later pair": (0.001, 1.0),
+    "later pair": (0.0005, 1.5),
     "trial": (0.05, 1.5),
     "slope": (0.05, 1.5),
     "row": (0.02, 1.5),
@@ -84,7 +90,7 @@ class Response:
                 for number, pair in enumerate(_pairs(self.design, self.axes)):
                     if not {self.design.names[i] for i in pair} <= names:
                         features[:, columns][:, _pair_columns(self.design, self.axes)[number]] = 0
-            elif key and not set(key) - {LINE} <= names:
+            elif key and not set(key) - {LINE, ROUGH} <= names:
                 features[:, columns] = 0
         return np.asarray(self.draws @ features.T)
 
@@ -104,12 +110,13 @@ def effects(place: Floats, design: Design, axes: tuple[int, int] | None) -> tupl
         blocks[key] = slice(start, start + features.shape[1])
 
     for i, name in enumerate(design.names):
-        most = MAIN if axes and i in axes else OTHER
-        rough = np.array([1.0 / max(1, j - 1) for j in range(1, most + 1)])
-        add((name,), _basis(place[:, i], design.levels[i], most) * (1 if design.levels[i] else rough))
+        shrunk = 1 if design.levels[i] else 1 / np.maximum(1, np.arange(SMOOTH))
+        add((name,), _basis(place[:, i], design.levels[i], SMOOTH) * shrunk)
+        if axes and i in axes:
+            add((name, ROUGH), _waves(place[:, i]))
     if axes:
-        x, y = (_basis(place[:, i], 0, MAIN) for i in axes)
-        products = [x[:, i - 1] * y[:, j - 1] / (i * j) ** 0.5 for i, j in DEGREES]
+        x, y = (_basis(place[:, i], 0, SMOOTH) for i in axes)
+        products = [x[:, i - 1] * y[:, j - 1] / (i * j) for i, j in DEGREES]
         both = (design.names[axes[0]], design.names[axes[1]])
         add((*both, LINE), products[0][:, None])
         add(both, np.stack(products[1:], 1))
@@ -144,6 +151,12 @@ def _basis(place: Floats, levels: int, most: int) -> Floats:
     return np.asarray(made * np.sqrt(2 * np.arange(1, most + 1) + 1))
 
 
+def _waves(place: Floats) -> Floats:
+    """(M, WAVES) cosines of one value with mean 0 over its domain, their sizes as in the expansion of a random walk."""
+    waves = np.arange(1, WAVES + 1)
+    return np.asarray(np.sqrt(2) * np.cos(np.pi * place[:, None] * waves) / waves)
+
+
 def _pairs(design: Design, axes: tuple[int, int] | None) -> list[tuple[int, int]]:
     """Pairs of values beside the two axes; of many values only those with an axis."""
     every = combinations(range(len(design.names)), 2)
@@ -153,7 +166,9 @@ def _pairs(design: Design, axes: tuple[int, int] | None) -> list[tuple[int, int]
 
 
 def _product(place: Floats, design: Design, i: int, j: int) -> Floats:
-    first, second = (_basis(place[:, k], design.levels[k], 2) for k in (i, j))
+    first, second = (
+        _basis(place[:, k], design.levels[k], 2) / (1 if design.levels[k] else np.array([1, 2])) for k in (i, j)
+    )
     return np.asarray((first[:, :, None] * second[:, None, :]).reshape(len(place), -1))
 
 
@@ -207,7 +222,8 @@ def _prior(key: Key) -> tuple[float, float] | None:
     if key in ((), AGE):
         return None
     kinds = {LATER: "later", LATER_PAIR: "later pair", TRIAL: "trial", SLOPE: "slope", ROW: "row", PAIRS: "pair"}
-    return PRIOR[kinds.get(key, "effect" if len(key) == 1 else "line" if key[-1] == LINE else "pair")]
+    other = key[-1] if key[-1] in (ROUGH, LINE) else "effect" if len(key) == 1 else "pair"
+    return PRIOR[kinds.get(key, other)]
 
 
 def _variances(

@@ -80,8 +80,8 @@ def _sweet_spot(surface: Surface, objective: str) -> str:
     return (
         f"Best guess: {_point(surface, surface.best)}, with the other values at their average.{_profiled(surface)} The "
         f"sweet spot {shape} from {surface.x.name} {x.min():.3g} to {x.max():.3g} and from {surface.y.name} "
-        f"{y.min():.3g} to {y.max():.3g}: {surface.region_share:.0%} of the searched area, which holds the best "
-        "setting with 90 % confidence."
+        f"{y.min():.3g} to {y.max():.3g}: {surface.region_share:.0%} of the searched area. A setting as good as "
+        "the best lies inside with 90 % confidence."
     )
 
 

@@ -157,6 +157,29 @@ def test_a_flat_surface_has_a_large_sweet_spot() -> None:
     assert sharp[5, 5] and near.max() <= 1
 
 
+def test_all_of_a_level_crest_is_in_the_sweet_spot() -> None:
+    """Of a crest one setting happens to be highest in each draw; the others are as good and must not be left out."""
+    rng = np.random.default_rng(0)
+    crest = -np.abs(np.linspace(0, 1, 11) - 0.5)[:, None] + np.zeros((11, 11))
+    region, near = region_of(crest + 0.01 * rng.standard_normal((400, 11, 11)), 0.0)
+    assert region[5].all() and not np.delete(region, 5, axis=0).any()
+    assert near[5].min() > 0.3
+
+
+def test_a_cliff_is_found_where_it_is_and_a_parabola_stays_smooth(places: np.ndarray) -> None:
+    """How rough an axis is, the data say, for each axis by itself."""
+    score = np.where(places[:, 0] > 0.6, 0.75, 0.9) - 0.2 * (places[:, 1] - 0.5) ** 2
+    response = fit(design_of(made(places, score, np.full(len(places), MOST))), (0, 1), 0)
+    u = np.linspace(0, 1, 101)
+    along = np.stack([u, np.full(101, 0.5), np.full(101, 0.5)], 1)
+    x = response.averaged(along, (0,)).mean(0)
+    y = response.averaged(along[:, [1, 0, 2]], (1,)).mean(0)
+    fallen = (x[50] - x[70]) / np.ptp(x)
+    assert fallen > 0.7  # within a fifth of the axis; a few polynomials would smear it over half of it
+    smooth = np.polynomial.Polynomial.fit(u, y, 2)(u)
+    assert np.abs(y - smooth).max() < 0.2 * np.ptp(y)
+
+
 def confirmed(tables: Tables, runs: dict[str, list[float]]) -> Tables:
     """The tables with confirming trials: label -> last scores."""
     rows = [(label, value) for label, values in runs.items() for value in values]
