@@ -64,7 +64,7 @@ def check(data: Data, settings: Settings = None, as_json: AsJson = False, cache:
             console.print(f"note    {notice}", soft_wrap=True, highlight=False)
         console.print("\nwhat follows for the search (`cvtune init` writes it as a workflow):", highlight=False)
         for one in advice:
-            console.print(f"  {one.name:<20}{one.code:<26}{one.reason}", soft_wrap=True, highlight=False)
+            console.print(f"  {one.name:<20}{one.code:<27} {one.reason}", soft_wrap=True, highlight=False)
     if red := [line.name for line in found if line.state == "red"]:
         raise DataError(f"{data}: not in order: {', '.join(red)}. The remedy stands in each red line.")
 
