@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ from cvtune.regularize import resolve
 FORMAT = 1
 ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), list: pa.list_(pa.float64())}
 TIME = pa.timestamp("ms", tz="UTC")
+TOLD = ("trial", "label", "sample", "target", "predicted")  # of predictions, what is analysed: probabilities are many
 
 
 @dataclass(frozen=True)
@@ -154,15 +155,18 @@ def read_tables(folder: Path) -> Tables:
     history = histories.load(folder) if (folder / "journal").is_dir() else None
     return Tables(
         settings,
-        **{name: _columns(files[name]) for name in ("trials", "epochs", "decisions", "predictions") if name in files},
+        **{name: _columns(files[name]) for name in ("trials", "epochs", "decisions") if name in files},
+        **({"predictions": _columns(files["predictions"], TOLD)} if "predictions" in files else {}),
         provenance=(read_json(folder / "study.json") or {}).get("provenance", {}),
         comparison=read_json(folder / "best" / "comparison.json"),
         controls=would_have_stopped(settings, history) if history is not None else None,
     )
 
 
-def _columns(path: Path) -> Columns:
-    table = pq.read_table(path)
+def _columns(path: Path, names: Sequence[str] | None = None) -> Columns:
+    """The columns of a file; `names`: of these, those that it has."""
+    known = None if names is None else [name for name in names if name in pq.read_schema(path).names]
+    table = pq.read_table(path, columns=known)
     return {name: _column(table[name]) for name in table.column_names}
 
 
@@ -171,7 +175,9 @@ def _column(values: pa.ChunkedArray) -> np.ndarray:
     kind = values.type
     if pa.types.is_floating(kind) or pa.types.is_integer(kind):
         return np.asarray(values.cast(pa.float64()).to_numpy())
-    made = np.empty(len(values), object)
+    if pa.types.is_string(kind) or pa.types.is_boolean(kind):
+        return np.asarray(values.to_numpy(), object)
+    made = np.empty(len(values), object)  # of lists NumPy would make a matrix where all are of one length
     made[:] = values.to_pylist()
     return made
 

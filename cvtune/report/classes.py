@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +147,7 @@ def _of_tags(label: str, stored: Sequence[Stored], names: Sequence[str]) -> Clas
     scores = np.mean([average_precisions(one["probabilities"], tags, ones)[:, 0] for one in stored], axis=0)
     chance = np.mean([one["probabilities"] for one in stored], axis=0)
     missed = np.where(known, np.abs(np.where(there, 1.0, 0.0) - chance), 0.0)
-    worst = np.argsort(-missed.max(1), kind="stable")[:ERRORS]
+    worst = [i for i in np.argsort(-missed.max(1), kind="stable")[:ERRORS] if missed[i].max() >= 0.5]
     errors = [_worst_tags(int(i), there[i], chance[i], int(missed[i].argmax()), names) for i in worst]
     classes = [ClassScore(names[k], int(there[:, k].sum()), float(scores[k])) for k in np.flatnonzero(there.any(0))]
     ordered = tuple(sorted(classes, key=lambda one: one.score))
@@ -169,12 +168,12 @@ def _of_masks(label: str, stored: Sequence[Stored], names: Sequence[str]) -> Cla
     pixels = counts[..., 2].sum(0)
     scores = right.sum(0) / np.maximum(union.sum(0), 1)
     classes = [ClassScore(names[k], int(pixels[k]), float(scores[k])) for k in np.flatnonzero(pixels)]
-    occurs = union > 0
-    each = np.where(occurs, right / np.maximum(union, 1), math.nan)
-    mean = np.nanmean(np.where(occurs.any(1)[:, None], each, 0.0), axis=1)
+    each = np.where(union > 0, right / np.maximum(union, 1), 1.0)  # a class that is neither there nor told is no error
+    mean = each.sum(1, where=union > 0) / np.maximum((union > 0).sum(1), 1)
+    faulty = np.flatnonzero((each < 1).any(1))
     errors = []
-    for i in np.argsort(mean, kind="stable")[:ERRORS]:
-        low = int(np.nanargmin(each[i])) if occurs[i].any() else 0
+    for i in faulty[np.argsort(mean[faulty], kind="stable")][:ERRORS]:
+        low = int(each[i].argmin())
         errors.append(WorstImage(int(i), f"IoU {mean[i]:.2f}", f"lowest: {names[low]}", f"{each[i, low]:.2f}"))
     ordered = tuple(sorted(classes, key=lambda one: one.score))
     measure = "intersection over union"
