@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cvtune.analysis.tables import Tables
-from cvtune.health import RULES, Rule
+from cvtune.health import FEWEST, RULES, Rule
+
+WELL = "Nothing is seen to be wrong."
+UNKNOWN = f"Fewer than {FEWEST} reports: too few to judge."
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Wrong:
 
     Attributes:
         total: trials that were judged.
+        few: those that have made too few reports for it.
         well: of these, the ones without a verdict.
     """
 
     counts: tuple[Count, ...]
     judged: tuple[Judged, ...]
     total: int
+    few: int
     well: int
 
 
@@ -60,10 +65,15 @@ def of_tables(tables: Tables, shown: Sequence[tuple[str, str]]) -> Wrong | None:
         for rule in RULES
         if counts[rule.name]
     ]
-    evidence = dict(zip(names, tables.column("evidence").tolist(), strict=True))
+    enough = [bool(some) or epochs >= FEWEST for some, epochs in zip(said, tables.column("epochs"), strict=True)]
+    evidence = {
+        name: text or (WELL if judged else UNKNOWN)
+        for name, text, judged in zip(names, tables.column("evidence").tolist(), enough, strict=True)
+    }
     return Wrong(
         counts=tuple(sorted(rows, key=lambda row: -row.trials)),
-        judged=tuple(Judged(what, trial, evidence.get(trial) or "") for what, trial in shown),
-        total=len(names),
-        well=sum(not some for some in said),
+        judged=tuple(Judged(what, trial, evidence.get(trial, UNKNOWN)) for what, trial in shown),
+        total=sum(enough),
+        few=len(names) - sum(enough),
+        well=sum(judged and not some for judged, some in zip(enough, said, strict=True)),
     )
