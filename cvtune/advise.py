@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cvtune import study
-from cvtune.errors import ConfigError, config_error, did_you_mean
+from cvtune.building import built
+from cvtune.errors import ConfigError, config_error
 from cvtune.looking import screen_console
 from cvtune.rule import Rule
 from cvtune.verdict import UNTESTABLE, Verdict
@@ -74,26 +73,7 @@ def load(path: Path) -> Rule:
     Raises:
         ConfigError: there is no such file or function, or the rule cannot be built.
     """
-    if not path.is_file():
-        others = [p.name for p in path.parent.glob("*.py")]
-        raise ConfigError(f"{str(path)!r} does not exist. " + (did_you_mean(path.name, others) if others else ""))
-    folder = str(path.resolve().parent)
-    sys.path[:0] = [folder] if folder not in sys.path else []
-    spec = importlib.util.spec_from_file_location(f"cvtune_rule_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        built = module.rule() if callable(getattr(module, "rule", None)) else None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {config_error(error)}") from None
-    except Exception as error:  # whatever a user's file may raise
-        raise ConfigError(f"{path}: building the rule failed: {type(error).__name__}: {error}") from error
-    if not isinstance(built, Rule):
-        raise ConfigError(f"{path}: a file of advice needs a function `rule()` that returns a cvtune.rule.Rule.")
-    return built
+    return built(path, "rule", Rule, "a file of advice")
 
 
 def changed(rule: Rule, settings: Mapping[str, Any]) -> Rule:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -14,6 +12,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
+from cvtune.building import built
 from cvtune.epoch import FOLDS, METRICS, OBJECTIVES
 from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.fields import Section, describe, field
@@ -343,7 +342,7 @@ def load(target: str, shows_masks: Callable[[str], bool] = lambda source: False)
     """
     path = Path(target)
     if path.suffix == ".py":
-        return _from_workflow(path)
+        return built(path, "study", Study, "a workflow")
     if path.suffix == ".json":
         return read(path)
     if target == "digits" or target.startswith(TORCHVISION) or path.is_dir() or _is_images(target.lower()):
@@ -372,29 +371,3 @@ def read(path: Path) -> Study:
             f"{path}: written by a newer cvtune (format {content['format']}, this one reads {FORMAT}). Update cvtune."
         )
     return make(content["study"])
-
-
-def _from_workflow(path: Path) -> Study:
-    if not path.is_file():
-        others = [p.name for p in path.parent.glob("*.py")]
-        near = did_you_mean(path.name, others) if others else "Check the path; there is no workflow in that folder."
-        raise ConfigError(f"workflow {str(path)!r} does not exist. {near}")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # a workflow may import its neighbors
-    spec = importlib.util.spec_from_file_location(f"cvtune_workflow_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        build = getattr(module, "study", None)
-        result = build() if callable(build) else None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {config_error(error)}") from None
-    except Exception as error:  # whatever a user's file may raise
-        raise ConfigError(f"{path}: building the study failed: {type(error).__name__}: {error}") from error
-    if not isinstance(result, Study):
-        raise ConfigError(f"{path}: a workflow needs a function `study()` that returns a cvtune Study.")
-    return result

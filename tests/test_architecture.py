@@ -18,7 +18,7 @@ PACKAGE = ROOT / "cvtune"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "durable", "probe", "allocation"),
     ("upload",),
-    ("fields", "kinds", "recipe", "epoch", "objective", "checks", "gpu_checks"),
+    ("fields", "kinds", "recipe", "epoch", "objective", "checks", "gpu_checks", "building"),
     ("domains", "space", "priors", "schedulers", "searchers", "sections"),
     ("study",),
     ("workflow", "rule", "verdict"),
