@@ -17,6 +17,7 @@ from cvtune.building import built
 from cvtune.errors import ConfigError, config_error
 from cvtune.looking import screen_console
 from cvtune.rule import Rule
+from cvtune.signals import exit_code
 from cvtune.verdict import UNTESTABLE, Verdict
 
 ADVICE = Path("advice")
@@ -57,13 +58,13 @@ def advise(
     from cvtune.engine import Interrupted
 
     roots = tuple(dict.fromkeys([*(str(path.resolve().parent) for path in rules), os.getcwd()]))  # noqa: PTH109
-    say = _printed
+    run = experiment.through_ray(cache, roots, _say)
     for rule in chosen:
         try:
-            experiment.advise(rule, storage, experiment.through_ray(cache, roots, say), say)
+            experiment.advise(rule, storage, run, _say)
         except Interrupted as interrupted:
             console.print("interrupted; the same command again takes it up where it was.")
-            raise typer.Exit(128 + interrupted.number) from None
+            raise typer.Exit(exit_code(interrupted.number)) from None
     _show(experiment.verdicts(storage), console)
 
 
@@ -106,7 +107,7 @@ def _costs(rule: Rule) -> str:
     )
 
 
-def _printed(line: str) -> None:
+def _say(line: str) -> None:
     print(line, flush=True)
 
 

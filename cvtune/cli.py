@@ -31,6 +31,7 @@ from cvtune.looking import (
     stop,
     sync,
 )
+from cvtune.signals import exit_code
 from cvtune.using import best, predict
 
 app = typer.Typer(
@@ -224,11 +225,6 @@ def code_roots(target: str) -> tuple[str, ...]:
     """Folders in which workers look for the user's own modules: that of the workflow, and this one."""
     beside = [str(Path(target).resolve().parent)] if target.endswith(".py") else []
     return tuple(dict.fromkeys([*beside, str(Path.cwd())]))
-
-
-def exit_code(signal_number: int) -> int:
-    """130 after SIGINT, 75 (try again) after SIGTERM and SIGUSR1."""
-    return 130 if signal_number == 2 else 75
 
 
 def _search(

@@ -65,7 +65,9 @@ def verdicts(storage: Path) -> list[Verdict]:
         known = {field.name: tree[field.name] for field in dataclasses.fields(Evidence)}
         found.append(Evidence(**{**known, "contrasts": tuple(known["contrasts"])}))
     if not found:
-        raise ConfigError(f"{storage}: no rule was tested here. Run `cvtune advise workflows/advice/RULE.py` first.")
+        raise ConfigError(
+            f"{storage}: no rule was tested here. Run `cvtune advise DATA workflows/advice/RULE.py` first."
+        )
     return judge(found)
 
 

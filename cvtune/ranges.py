@@ -14,6 +14,7 @@ from cvtune.data.inspect import Facts
 from cvtune.recipe import REFERENCE_BATCH, Value
 from cvtune.space import Domain, LogUniform, Uniform
 from cvtune.study import SWEET_SPOT, for_data
+from cvtune.workflow import literal
 
 FEW, MANY = 150, 2000  # training images per class
 STEPS = 30  # batches that an epoch should have at least
@@ -209,8 +210,8 @@ from cvtune import {imports}
 
 def study() -> Study:
     return Study(
-        name={name!r},
-        data=Source(source={source!r}),
+        name={name},
+        data=Source(source={source}),
         recipe=Recipe().replace(
             {{
 {values}
@@ -247,8 +248,8 @@ def workflow(facts: Facts, file: str) -> str:
         title=f"{base.name}: {len(facts.classes)} classes, {counted} images.",
         file=file,
         imports=", ".join([*sorted({"Recipe", "Source", "Study", *used}), "space"]),
-        name=base.name,
-        source=facts.source,
+        name=literal(base.name),
+        source=literal(facts.source),
         values="\n".join(_commented(one) for one in [*given, *fixed.values()]),
         domains="\n".join(_commented(one) for one in searched),
     )

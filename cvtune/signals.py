@@ -41,3 +41,8 @@ def signals() -> Iterator[Signals]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def exit_code(signal_number: int) -> int:
+    """130 after SIGINT, 75 (try again) after SIGTERM and SIGUSR1."""
+    return 130 if signal_number == 2 else 75

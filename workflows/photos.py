@@ -7,9 +7,9 @@ trained again with five fresh seeds. Baselines are left out: their time is worth
 few batches, so batches are small; the first trial is a guess from which the search may depart in either direction.
 
 Time: an hour on two cores that had several times as much other work (measured: 58 minutes, 15 trials and 339 epochs
-of 1,769 photos of waste, TrashNet; 11 s for two epochs at once on quiet cores). Expect: there a test accuracy of 0.81
-(five seeds, 0.794 to 0.823), which is 0.07 above a plain Ray Tune search whose winner is trained as long;
-`cvtune/docs/results.md` has the numbers.
+of 1,769 photos of waste, TrashNet; 12 s an epoch, two trials at once, while little else ran). Expect: there a test
+accuracy of 0.81 (five seeds, 0.794 to 0.823), which is 0.07 above a plain Ray Tune search whose winner is trained as
+long; `cvtune/docs/results.md` has the numbers.
 """
 
 from cvtune import ASHA, Budget, Confirm, LogUniform, Recipe, Sobol, Source, Study, Uniform, space
