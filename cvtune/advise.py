@@ -14,13 +14,15 @@ from rich.table import Table
 
 from cvtune import study
 from cvtune.building import built
+from cvtune.durable import write_whole
 from cvtune.errors import ConfigError, config_error
 from cvtune.looking import screen_console
 from cvtune.rule import Rule
 from cvtune.signals import exit_code
-from cvtune.verdict import UNTESTABLE, Verdict
+from cvtune.verdict import UNTESTABLE, Verdict, page
 
 ADVICE = Path("advice")
+PAGE, PLOT = "verdicts.md", "verdicts.png"
 
 
 def advise(
@@ -61,11 +63,14 @@ def advise(
     run = experiment.through_ray(cache, roots, _say)
     for rule in chosen:
         try:
-            experiment.advise(rule, storage, run, _say)
+            images = "" if rule.untestable else experiment.images_of(rule.study.data, cache)
+            experiment.advise(rule, storage, run, _say, images)
         except Interrupted as interrupted:
             console.print("interrupted; the same command again takes it up where it was.")
             raise typer.Exit(exit_code(interrupted.number)) from None
-    _show(experiment.verdicts(storage), console)
+    found = experiment.verdicts(storage)
+    _show(found, console)
+    console.print(_written(found, storage), highlight=False, soft_wrap=True)
 
 
 def load(path: Path) -> Rule:
@@ -105,6 +110,18 @@ def _costs(rule: Rule) -> str:
         f"{len(rule.arms)} arms; {trials} trials to tune them and {compared} to compare them ({rule.units} units of "
         f"{rule.seeds} seeds), of at most {epochs} epochs each."
     )
+
+
+def _written(verdicts: list[Verdict], storage: Path) -> str:
+    """Write what was shown as a page and, where any rule was tested, a plot; says where they are."""
+    from cvtune.report.forest import draw_verdicts  # late: matplotlib
+
+    write_whole(storage / PAGE, page(verdicts))
+    told = f"{storage / PAGE}: the same with each arm's scores."
+    if any(verdict.claim != UNTESTABLE for verdict in verdicts):
+        write_whole(storage / PLOT, draw_verdicts(verdicts))
+        told += f" {storage / PLOT}: the plot."
+    return told
 
 
 def _say(line: str) -> None:

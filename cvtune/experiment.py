@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from cvtune import study as studies
+from cvtune.data import cache_folder, read_source
+from cvtune.data.fingerprint import fingerprint
 from cvtune.durable import read_json, write_whole
 from cvtune.engine import Interrupted, run_study
 from cvtune.errors import ConfigError, CvtuneError
@@ -22,8 +25,9 @@ from cvtune.history import History
 from cvtune.recipe import Value
 from cvtune.rule import Rule
 from cvtune.screen import Lines
+from cvtune.sections import Source
 from cvtune.study import Study
-from cvtune.verdict import Evidence, Verdict, judge
+from cvtune.verdict import Arm, Evidence, Verdict, judge
 
 FORMAT = 1
 PLAN, EVIDENCE = "plan.json", "evidence.json"
@@ -33,21 +37,28 @@ Run = Callable[[Study, Path], tuple[Path, History]]  # trains a study in a stora
 Say = Callable[[str], None]
 
 
-def advise(rule: Rule, storage: Path, run: Run, say: Say) -> Evidence:
+def advise(rule: Rule, storage: Path, run: Run, say: Say, images: str = "") -> Evidence:
     """Run the experiment of a rule, or what is left of it, and write down what its units say.
 
+    Args:
+        images: what tells these images from others, see `images_of`; it is written into the plan. "" is not compared.
+
     Raises:
-        ConfigError: the storage holds an experiment of this name that was planned otherwise.
+        ConfigError: the storage holds an experiment of this name that was planned otherwise, or one on other images.
         CvtuneError: an arm was not tuned or a unit not scored; see `run_study` for the rest.
     """
     folder = storage / rule.name
-    _plan(rule, folder)
+    _refuse_other_data(rule, storage)
+    _plan(rule, folder, images)
     if rule.untestable is not None:
         evidence = Evidence(rule.name, rule.says, (), rule.relevant, rule.either, "", rule.untestable)
     else:
-        scores, note = _scores(rule, folder, run, say)
+        arms, note = _arms(rule, folder, run, say)
+        scores = {arm.name: arm.scores for arm in arms}
         contrasts = np.array(list(rule.contrast.values())) @ np.array([scores[arm] for arm in rule.contrast])
-        evidence = Evidence(rule.name, rule.says, tuple(contrasts.tolist()), rule.relevant, rule.either, note)
+        evidence = Evidence(
+            rule.name, rule.says, tuple(contrasts.tolist()), rule.relevant, rule.either, note, arms=arms
+        )
     told = {"format": FORMAT, "digest": rule.digest, **dataclasses.asdict(evidence)}
     write_whole(folder / EVIDENCE, json.dumps(told, indent=2))
     return evidence
@@ -62,8 +73,9 @@ def verdicts(storage: Path) -> list[Verdict]:
     found = []
     for path in sorted(storage.glob(f"*/{EVIDENCE}")):
         tree: dict[str, Any] = json.loads(path.read_text())
-        known = {field.name: tree[field.name] for field in dataclasses.fields(Evidence)}
-        found.append(Evidence(**{**known, "contrasts": tuple(known["contrasts"])}))
+        known = {field.name: tree[field.name] for field in dataclasses.fields(Evidence) if field.name in tree}
+        arms = tuple(Arm(arm["name"], arm["values"], tuple(arm["scores"])) for arm in tree.get("arms", ()))
+        found.append(Evidence(**{**known, "contrasts": tuple(known["contrasts"]), "arms": arms}))
     if not found:
         raise ConfigError(
             f"{storage}: no rule was tested here. Run `cvtune advise DATA workflows/advice/RULE.py` first."
@@ -104,11 +116,33 @@ class _Told:
             self._say(line)
 
 
-def _plan(rule: Rule, folder: Path) -> None:
+def images_of(source: Source, cache: Path | None) -> str:
+    """The fingerprint of a data set's images and labels, as hex; read once, then remembered in the cache.
+
+    Raises:
+        DataError: the images cannot be read as a data set.
+    """
+    folder, workers = cache_folder(cache), os.cpu_count() or 1
+    return fingerprint(read_source(source, folder, workers), folder, workers).digest
+
+
+def _refuse_other_data(rule: Rule, storage: Path) -> None:
+    """All rules of a storage folder are judged together, so they are tested on one data set."""
+    for path in sorted(storage.glob(f"*/{PLAN}")):
+        before = read_json(path)
+        source = before["rule"]["study"]["data"]["source"] if before else rule.study.data.source
+        if source != rule.study.data.source:
+            raise ConfigError(
+                f"{storage}: rule {path.parent.name!r} was planned here for the images {source!r}, and now they are "
+                f"{rule.study.data.source!r}. A storage folder holds the rules of one data set: give another --storage."
+            )
+
+
+def _plan(rule: Rule, folder: Path, images: str) -> None:
     """Write down what is planned, unless that was done."""
     told = read_json(folder / PLAN)
     if told is None:
-        tree = {"format": FORMAT, "digest": rule.digest, "rule": rule.model_dump(mode="json")}
+        tree = {"format": FORMAT, "digest": rule.digest, "images": images, "rule": rule.model_dump(mode="json")}
         write_whole(folder / PLAN, json.dumps(tree, indent=2))
     elif told["digest"] != rule.digest:
         raise ConfigError(
@@ -116,10 +150,15 @@ def _plan(rule: Rule, folder: Path) -> None:
             f"{rule.digest[:12]}). What is compared is fixed before the first trial: go on with the plan as it was, or "
             "use another --storage."
         )
+    elif images and told.get("images", images) != images:
+        raise ConfigError(
+            f"{folder / PLAN}: rule {rule.name!r} was begun on other images: those of {rule.study.data.source!r} or "
+            "their labels have changed since. Restore what was there, or use another --storage."
+        )
 
 
-def _scores(rule: Rule, folder: Path, run: Run, say: Say) -> tuple[dict[str, list[float]], str]:
-    """Per arm its test score on each unit, and what the images restrict, in words."""
+def _arms(rule: Rule, folder: Path, run: Run, say: Say) -> tuple[tuple[Arm, ...], str]:
+    """The arms with their scores, and what the images restrict, in words."""
     found: Found = {arm: {} for arm in rule.arms}
     for arm in rule.arms:
         if part := rule.tuning(arm):
@@ -133,7 +172,8 @@ def _scores(rule: Rule, folder: Path, run: Run, say: Say) -> tuple[dict[str, lis
         for arm, score in _compared(unit, rule.arms):
             scores[arm].append(score)
         images.add(json.loads((unit / "study.json").read_text())["provenance"]["data_fingerprint"])
-    return scores, "" if len(images) > 1 else SAME_IMAGES
+    arms = tuple(Arm(arm, found[arm], tuple(scores[arm])) for arm in rule.arms)
+    return arms, "" if len(images) > 1 else SAME_IMAGES
 
 
 def _tuned(folder: Path, history: History, arm: str) -> dict[str, Value]:

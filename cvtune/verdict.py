@@ -9,7 +9,7 @@ Holm (1979), so that a long list of rules does not support one by chance.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,25 @@ ALPHA, POWER = 0.05, 0.8
 SUPPORTED, CONTRADICTED, NONE = "supported", "contradicted", "no relevant effect"
 UNDECIDED, UNTESTABLE = "undecided", "not testable here"
 MOST_UNITS = 10_000
+HEAD = (
+    "| rule | verdict | effect (95 % interval) | smallest relevant | units | adjusted p | would decide |",
+    "|---|---|---|---|---|---|---|",
+)
+ARMS_HEAD = "| arm | tuned | mean test score | of each unit |", "|---|---|---|---|"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the recipes that were compared.
+
+    Attributes:
+        values: what its tuning found, dotted name -> value; empty where nothing was tuned.
+        scores: its test score on each unit, a mean over the unit's seeds.
+    """
+
+    name: str
+    values: Mapping[str, str | float | int | bool | None]
+    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class Evidence:
         either: whether the rule names no direction.
         note: what restricts the evidence, as a sentence; "" where nothing does.
         untestable: why there is none.
+        arms: what the contrasts are made of.
     """
 
     rule: str
@@ -40,6 +60,7 @@ class Evidence:
     either: bool = False
     note: str = ""
     untestable: str | None = None
+    arms: tuple[Arm, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -87,11 +108,46 @@ class Verdict:
         low, high = told.interval()
         numbers = f"effect {told.mean:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}, {len(told.contrasts)} units"
         if self.claim == UNDECIDED:
-            more = f"about {self.needed} units" if self.needed else f"more than {MOST_UNITS} units"
-            tail = f"; {more} would tell an effect of {told.relevant:g} from none with {POWER:.0%} power"
+            tail = f"; {self.more()} would tell an effect of {told.relevant:g} from none with {POWER:.0%} power"
         else:
             tail = f", adjusted p = {self.p:.2g}"
         return f"{self.claim}: {numbers}{tail}.{' ' if told.note else ''}{told.note}"
+
+    def more(self) -> str:
+        """How many units would decide, in words; "" where it is decided or no number would."""
+        if self.claim != UNDECIDED:
+            return ""
+        return f"about {self.needed} units" if self.needed else f"more than {MOST_UNITS} units"
+
+
+def page(verdicts: Sequence[Verdict]) -> str:
+    """All verdicts as Markdown: a table of them, and one of each rule's arms."""
+    lines = [*HEAD, *map(_row, verdicts)]
+    for verdict in verdicts:
+        told = verdict.evidence
+        lines += ["", f"`{told.rule}`: {told.says} {verdict.sentence()}"]
+        if told.arms:
+            lines += ["", *ARMS_HEAD, *map(_arm, told.arms)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(verdict: Verdict) -> str:
+    told = verdict.evidence
+    if verdict.claim == UNTESTABLE:
+        return f"| {told.rule} | {UNTESTABLE} | | | | | |"
+    low, high = told.interval()
+    p = "" if verdict.p is None else f"{verdict.p:.2g}"
+    effect = f"{told.mean:+.4f} ({low:+.4f} to {high:+.4f})"
+    units = len(told.contrasts)
+    return f"| {told.rule} | {verdict.claim} | {effect} | {told.relevant:g} | {units} | {p} | {verdict.more()} |"
+
+
+def _arm(arm: Arm) -> str:
+    values = ", ".join(
+        f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}" for name, value in arm.values.items()
+    )
+    scores = " ".join(f"{score:.3f}" for score in arm.scores)
+    return f"| {arm.name} | {values} | {np.mean(arm.scores):.4f} | {scores} |"
 
 
 def judge(evidence: Sequence[Evidence]) -> list[Verdict]:

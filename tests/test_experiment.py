@@ -9,13 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from cvtune.advise import changed, load
+from cvtune.cli import app
 from cvtune.errors import ConfigError, CvtuneError
-from cvtune.experiment import advise, verdicts
+from cvtune.experiment import advise, images_of, verdicts
 from cvtune.history import History, TrialRecord
 from cvtune.rule import Rule
+from cvtune.sections import Source
 from cvtune.space import LogUniform, space
 from cvtune.study import Study
 from cvtune.verdict import NONE, SUPPORTED, UNTESTABLE
@@ -80,11 +84,47 @@ def test_images_with_a_split_of_their_own_restrict_what_is_said(tmp_path: Path) 
 
 def test_what_is_compared_cannot_change_once_it_is_planned(tmp_path: Path) -> None:
     advise(a_rule(tuned={}), tmp_path, Toy(0.1), lambda line: None)
-    moved = changed(a_rule(tuned={}), {"data.source": "elsewhere"})
-    advise(moved, tmp_path, Toy(0.1), lambda line: None)  # images may move
     for other in ({"relevant": 0.01}, {"units": 9}, {"max_epochs": 7}, {"objective": "val_loss"}):
         with pytest.raises(ConfigError, match=r"was planned otherwise .*fixed before the first trial"):
             advise(changed(a_rule(tuned={}), other), tmp_path, Toy(0.1), lambda line: None)
+
+
+def test_a_storage_folder_holds_the_rules_of_one_data_set(tmp_path: Path) -> None:
+    here = changed(a_rule(tuned={}), {"data.source": "here"})
+    advise(here, tmp_path, Toy(0.1), lambda line: None, "1a")
+    advise(here, tmp_path, Toy(0.1), lambda line: None, "1a")
+    with pytest.raises(ConfigError, match=r"rule 'stronger' was begun on other images: those of 'here' .* --storage"):
+        advise(here, tmp_path, Toy(0.1), lambda line: None, "2b")
+    for name in ("stronger", "another"):
+        other = changed(a_rule(tuned={}, name=name), {"data.source": "elsewhere"})
+        with pytest.raises(
+            ConfigError, match=r"rule 'stronger' was planned here for .* 'here', and now .* 'elsewhere'"
+        ):
+            advise(other, tmp_path, Toy(0.1), lambda line: None)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_images_are_told_apart_by_what_they_hold_not_by_where_they_lie(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), np.uint8)
+    for name, shift in (("a", 0), ("b", 0), ("c", 1)):
+        np.savez(tmp_path / f"{name}.npz", x_train=images, y_train=(np.arange(40) + shift) % 2)
+    a, b, c = (images_of(Source(source=str(tmp_path / f"{name}.npz")), tmp_path / "cache") for name in "abc")
+    assert a == b != c
+
+
+def test_what_was_shown_lies_beside_the_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvtune.experiment.through_ray", lambda *_: Toy(0.1))
+    monkeypatch.chdir(tmp_path)
+    weak = str(WORKFLOWS / "complex_images.py")
+    assert CliRunner().invoke(app, ["advise", "digits", weak]).exit_code == 0
+    assert "not testable here" in (tmp_path / "advice" / "verdicts.md").read_text()
+    assert not (tmp_path / "advice" / "verdicts.png").exists(), "nothing was tested"
+    rule = a_rule(study=Study(objective="val_accuracy"))
+    advise(changed(rule, {"data.source": "digits"}), tmp_path / "advice", Toy(0.1), lambda line: None)
+    done = CliRunner().invoke(app, ["advise", "digits", weak])
+    assert done.exit_code == 0 and "verdicts.png: the plot" in done.output
+    told = (tmp_path / "advice" / "verdicts.md").read_text()
+    assert "| stronger | supported | +0.1200" in told and "| strong | optim.lr 0.02 | 0.6200 |" in told
 
 
 def test_an_arm_without_a_score_is_an_error(tmp_path: Path) -> None:
