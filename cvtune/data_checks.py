@@ -34,11 +34,26 @@ def _images(facts: Facts) -> Check:
     found = f"{facts.total}: " + ", ".join(f"{number} {part}" for part, number in facts.images.items())
     few = facts.images["train"] < FEW_IMAGES
     test = "" if facts.images["test"] else "no test images: nothing is left to confirm with"
-    notes = [found, *([f"below {FEW_IMAGES} training images every score is mostly luck"] if few else [])]
-    advice = "Bring more images, compare by cross-validation (--set data.folds=5), and start from pretrained weights"
+    notes = [found, *([few_images(facts.images["train"], facts.images["val"])] if few else [])]
+    folds = _folds(facts)
+    by_folds = f"compare by cross-validation (--set data.folds={folds}), " if folds > 1 else ""
+    advice = f"Bring more images, {by_folds}and start from pretrained weights"
     if test:
         return judged("images", found, [], "", [found, test], "Set data.test_share above 0, or confirm.top=0")
     return judged("images", found, [], "", notes if few else [], advice)
+
+
+def few_images(train: int, val: int) -> str:
+    """What it means that there are fewer than FEW_IMAGES training images."""
+    worth = f", and one of the {val} validation images is {1 / val:.1%} of it" if val else ""
+    return f"below {FEW_IMAGES} training images ({train}) every score is mostly luck{worth}"
+
+
+def _folds(facts: Facts) -> int:
+    """Folds that the images suffice for, at most 5: each wants an image of every class."""
+    if facts.task != "classify":
+        return min(5, (facts.images["train"] + facts.images["val"]) // 2)
+    return min(5, *(train + val for train, val in zip(facts.counts["train"], facts.counts["val"], strict=True)))
 
 
 def _classes(facts: Facts) -> Check:

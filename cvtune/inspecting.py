@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from cvtune.looking import Settings, check_line, load, screen_console
 from cvtune.sections import Source
 
 if TYPE_CHECKING:
+    from cvtune.checks import Check
     from cvtune.data.inspect import Facts
     from cvtune.ranges import Advice
     from cvtune.rates import Curve
@@ -52,7 +53,8 @@ def check(data: Data, settings: Settings = None, as_json: AsJson = False, cache:
     chosen = load(data).set(dict(map(study.parse_assignment, settings or [])))
     facts = look(chosen.data, cache)
     advice = advise(facts)
-    found = checks(facts, chosen.data.max_corrupt, *_room(facts, advice, cache))
+    room = _room(facts, advice, cache, chosen.resources.cache_bytes)
+    found = checks(facts, chosen.data.max_corrupt, *room)
     if as_json:
         ranges = [{"name": one.name, "value": one.code, "reason": one.reason} for one in advice]
         print(json.dumps({"facts": asdict(facts), "checks": [asdict(c) for c in found], "ranges": ranges}, indent=2))
@@ -65,8 +67,7 @@ def check(data: Data, settings: Settings = None, as_json: AsJson = False, cache:
         console.print("\nwhat follows for the search (`cvtune init` writes it as a workflow):", highlight=False)
         for one in advice:
             console.print(f"  {one.name:<20}{one.code:<27} {one.reason}", soft_wrap=True, highlight=False)
-    if red := [line.name for line in found if line.state == "red"]:
-        raise DataError(f"{data}: not in order: {', '.join(red)}. The remedy stands in each red line.")
+    _refuse(data, found)
 
 
 def init(
@@ -76,17 +77,34 @@ def init(
     ),
     cache: Cache = None,
 ) -> None:
-    """Write a workflow for a data set: what `cvtune check` found, as ranges with their reasons."""
-    from cvtune.ranges import workflow
+    """Write a workflow for a data set: what `cvtune check` found, as ranges with their reasons.
+
+    What is not in order is said; images that cannot be used get no workflow (exit code 3).
+    """
+    from cvtune.data_checks import checks
+    from cvtune.ranges import advise, workflow
 
     if output.exists():
         raise ConfigError(f"-o {str(output)!r} is there already and is not overwritten. Name another file.")
-    facts = look(load(data).data, cache)
+    chosen = load(data)
+    facts = look(chosen.data, cache)
+    room = _room(facts, advise(facts), cache, chosen.resources.cache_bytes)
+    found = checks(facts, chosen.data.max_corrupt, *room)
+    for line in found:
+        if line.state != "ok":
+            screen_console().print(check_line(line), soft_wrap=True, highlight=False)
+    _refuse(data, found)
     try:
         output.write_text(workflow(facts, str(output)), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"-o {str(output)!r} cannot be written ({error.strerror}). Give another file.") from None
     print(f"{output}: try `cvtune run {output} --dry-run`, then without --dry-run.")
+
+
+def _refuse(data: str, found: Sequence[Check]) -> None:
+    """Raises DataError if a line is red."""
+    if red := [line.name for line in found if line.state == "red"]:
+        raise DataError(f"{data}: not in order: {', '.join(red)}. The remedy stands in each red line.")
 
 
 def lr(
@@ -187,7 +205,7 @@ def look(source: Source, cache: Path | None) -> Facts:
         return inspect(read_source(source, cache_folder(cache), workers), source.source, workers, progress)
 
 
-def _room(facts: Facts, advice: tuple[Advice, ...], cache: Path | None) -> tuple[int, int]:
+def _room(facts: Facts, advice: tuple[Advice, ...], cache: Path | None, limit: int | None) -> tuple[int, int]:
     """Bytes that the decoded images will take at the size that is advised, and that there are for them."""
     from cvtune.data import cache_folder
     from cvtune.data.cache import allowance
@@ -196,7 +214,7 @@ def _room(facts: Facts, advice: tuple[Advice, ...], cache: Path | None) -> tuple
     assert isinstance(size, int)
     side = min(round(1.5 * size), facts.shorter[1])
     aspect = max(1.0, facts.longer[1] / facts.shorter[1])
-    return round(facts.total * side * side * aspect * facts.pixel_bytes), allowance(cache_folder(cache), None)
+    return round(facts.total * side * side * aspect * facts.pixel_bytes), allowance(cache_folder(cache), limit)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cvtune import errors, loops
+from cvtune.data_checks import FEW_IMAGES, few_images
 from cvtune.errors import ConfigError, CvtuneError, told
 from cvtune.fetch import model_pairs, require_weights
 from cvtune.objective import AUTO, choose
@@ -135,7 +136,7 @@ def prepare(study: Study, cache: Path | None) -> Prepared:
         images={part: len(getattr(data, part).labels) for part in ("train", "val", "test")},
         fingerprint=data.fingerprint,
         corrupt=data.corrupt,
-        notices=(*why, *stores.notices(), *_left_out(study, data)),
+        notices=(*why, *stores.notices(), *_few(data), *_left_out(study, data)),
         objective=objective,
         task=data.task,
         left_open=study.objective == AUTO,
@@ -189,6 +190,12 @@ def _rehearse(study: Study, stores: _Stores) -> None:
                 f"{what}training on four images and scoring them failed with {told(error)}. Correct it; "
                 "nothing was trained."
             ) from None
+
+
+def _few(data: Any) -> tuple[str, ...]:
+    """A notice where there are so few images that a search can hardly tell recipes apart."""
+    train, val = len(data.train.labels), len(data.val.labels)
+    return (f"{few_images(train, val)}. See `cvtune check`.",) if train < FEW_IMAGES else ()
 
 
 def _left_out(study: Study, data: Any) -> tuple[str, ...]:

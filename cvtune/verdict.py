@@ -85,6 +85,11 @@ class Evidence:
             return 0.0 if distance > 0 else 1.0
         return float(stdtr(len(self.contrasts) - 1, -distance / self.error))
 
+    def margin(self) -> float:
+        """How far the mean lies within the claim that it lies in: beyond 0, or off a smallest relevant effect."""
+        beyond = abs(self.mean) if self.either else max(self.mean, -self.mean - self.relevant)
+        return max(beyond, self.relevant - abs(self.mean))
+
     def interval(self) -> tuple[float, float]:
         """95 % interval of the mean contrast."""
         half = float(stdtrit(len(self.contrasts) - 1, 1 - ALPHA / 2)) * self.error
@@ -93,12 +98,20 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement of one rule. `p`: of its claim, adjusted; `needed`: units that would decide, where it is open."""
+    """The judgement of one rule.
+
+    Attributes:
+        p: of its claim, adjusted; None where it is open.
+        needed: units that would decide, where it is open; None: more than MOST_UNITS.
+        near: whether there are enough units to tell an effect that matters from none, but the effect seen lies near a
+            limit of what is claimed; then `needed` holds if it truly is as seen.
+    """
 
     evidence: Evidence
     claim: str
     p: float | None
     needed: int | None
+    near: bool = False
 
     def sentence(self) -> str:
         """The verdict with its numbers, for someone who did not run it."""
@@ -109,6 +122,8 @@ class Verdict:
         numbers = f"effect {told.mean:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}, {len(told.contrasts)} units"
         if self.claim == UNDECIDED:
             tail = f"; {self.more()} would tell an effect of {told.relevant:g} from none with {POWER:.0%} power"
+            if self.near:
+                tail = f"; it is near the limit of what matters, and if it is as seen {self.more()} would tell"
         else:
             tail = f", adjusted p = {self.p:.2g}"
         return f"{self.claim}: {numbers}{tail}.{' ' if told.note else ''}{told.note}"
@@ -159,16 +174,18 @@ def judge(evidence: Sequence[Evidence]) -> list[Verdict]:
         mine = {told.rule: ps[claim] for told, ps in zip(tested, claims, strict=True) if claim in ps}
         adjusted[claim] = dict(zip(mine, holm(list(mine.values())), strict=True))
     of = {told.rule: {claim: ps[told.rule] for claim, ps in adjusted.items() if told.rule in ps} for told in evidence}
-    return [_verdict(told, of[told.rule]) for told in evidence]
+    return [_verdict(told, of[told.rule], ALPHA / max(1, len(tested))) for told in evidence]
 
 
-def _verdict(told: Evidence, ps: dict[str, float]) -> Verdict:
+def _verdict(told: Evidence, ps: dict[str, float], strictest: float) -> Verdict:
     if told.untestable is not None:
         return Verdict(told, UNTESTABLE, None, None)
     # An effect that is surely there and surely too small to matter is not relevant, whatever its sign.
     claim = next((name for name in (NONE, CONTRADICTED, SUPPORTED) if ps.get(name, 1.0) <= ALPHA), None)
     if claim is None:
-        return Verdict(told, UNDECIDED, None, units_needed(told))
+        needed = units_needed(told, told.relevant)
+        near = needed is not None and needed <= len(told.contrasts)
+        return Verdict(told, UNDECIDED, None, units_needed(told, told.margin(), strictest) if near else needed, near)
     return Verdict(told, claim, ps[claim], None)
 
 
@@ -182,14 +199,14 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def units_needed(told: Evidence) -> int | None:
-    """Units that show an effect of `relevant` with 80 % power at 5 %, one-sided unless `either`, at the spread seen.
+def units_needed(told: Evidence, effect: float, alpha: float = ALPHA) -> int | None:
+    """Units that show an `effect` with 80 % power at level `alpha`, one-sided unless `either`, at the spread seen.
 
     By the usual approximation n = ((t + z) s / d)^2. None: more than MOST_UNITS.
     """
     spread = told.error * math.sqrt(len(told.contrasts))
     for n in range(2, MOST_UNITS + 1):
-        t = float(stdtrit(n - 1, 1 - ALPHA / (2 if told.either else 1)))
-        if math.sqrt(n) * told.relevant >= (t + float(ndtri(POWER))) * spread:
+        t = float(stdtrit(n - 1, 1 - alpha / (2 if told.either else 1)))
+        if math.sqrt(n) * effect >= (t + float(ndtri(POWER))) * spread:
             return n
     return None

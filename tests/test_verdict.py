@@ -5,7 +5,19 @@ import math
 import numpy as np
 import pytest
 
-from cvtune.verdict import CONTRADICTED, NONE, SUPPORTED, UNDECIDED, UNTESTABLE, Evidence, holm, judge, units_needed
+from cvtune.verdict import (
+    CONTRADICTED,
+    NONE,
+    SUPPORTED,
+    UNDECIDED,
+    UNTESTABLE,
+    Arm,
+    Evidence,
+    holm,
+    judge,
+    page,
+    units_needed,
+)
 
 
 def told(*contrasts: float, rule: str = "r", relevant: float = 0.02, either: bool = False) -> Evidence:
@@ -57,13 +69,32 @@ def test_chance_alone_supports_few_rules() -> None:
 
 def test_the_units_that_would_decide_do_so() -> None:
     evidence = told(0.1, -0.1, 0.05, -0.02)
-    needed, spread = units_needed(evidence), float(np.std(evidence.contrasts, ddof=1))
+    needed, spread = units_needed(evidence, evidence.relevant), float(np.std(evidence.contrasts, ddof=1))
     assert needed is not None
     rng = np.random.default_rng(1)
     samples = rng.normal(evidence.relevant, spread, (4000, needed))
     t = samples.mean(axis=1) / (samples.std(axis=1, ddof=1) / math.sqrt(needed))
     assert np.mean(t > 1.645 + 1.5 / needed) == pytest.approx(0.8, abs=0.04)
-    assert units_needed(told(50.0, -50.0)) is None
+    assert units_needed(told(50.0, -50.0), 0.02) is None
+
+
+def test_units_that_suffice_are_not_asked_for_again_where_the_effect_lies_near_a_limit() -> None:
+    seen = told(-0.022, -0.026, -0.005, -0.022, -0.013, -0.021)
+    (verdict,) = judge([seen])
+    assert verdict.claim == UNDECIDED and verdict.near and (units_needed(seen, seen.relevant) or 0) <= 6
+    assert seen.margin() == pytest.approx(0.02 - 0.109 / 6)
+    assert verdict.needed is not None and verdict.needed > 50
+    assert f"near the limit of what matters, and if it is as seen about {verdict.needed} units" in verdict.sentence()
+    (far,) = judge([told(0.1, -0.1, 0.05, -0.02)])
+    assert not far.near
+
+
+def test_verdicts_as_a_page() -> None:
+    seen = Evidence("r", "It holds.", (0.05, 0.06), 0.02, arms=(Arm("a", {"optim.lr": 0.00234}, (0.8, 0.81)),))
+    written = page(judge([seen, Evidence("s", "It.", (), 0.02, untestable="it is not.")]))
+    assert "| r | " in written and "| +0.0550 (" in written and "| 0.02 | 2 |" in written
+    assert "| a | optim.lr 0.0023 | 0.8050 | 0.800 0.810 |" in written
+    assert "| s | not testable here | | | | | |" in written
 
 
 def test_sentences_name_effect_interval_and_units() -> None:

@@ -14,7 +14,7 @@ from cvtune.data import store
 from cvtune.data.build import Plan, Scan, build, check_corrupt, told, without
 from cvtune.data.cache import allowance, cache_folder, locked
 from cvtune.data.decode import Fit, check_kind, load, load_mask, resize_keep, resize_mask
-from cvtune.data.fingerprint import fingerprint
+from cvtune.data.fingerprint import fingerprint, refuse_equal
 from cvtune.data.kept import Kept, keep
 from cvtune.data.listing import PARTS, Item, Labelled, Labels, Pixels, Tags, Task
 from cvtune.data.sources import read_source
@@ -112,6 +112,7 @@ def open_dataset(source: Source, data: Data, cache: Path | None, limit_bytes: in
     listing = read_source(source, cache, workers)
     side = kept_side(data)
     contents = fingerprint(listing, cache, workers)
+    refuse_equal(listing, contents)
     key = hashlib.blake2b(f"{contents.digest} {side} {data.fit} {store.MAGIC!r}".encode(), digest_size=16).hexdigest()
     plan = Plan(listing, contents, cache / f"{key}.store", side, data.fit, source.max_corrupt)
     dataset = open_store(plan.path)

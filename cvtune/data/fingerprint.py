@@ -19,6 +19,7 @@ import numpy as np
 from cvtune.data.cache import remember
 from cvtune.data.listing import COLUMNS, PARTS, Item, Listing, join
 from cvtune.data.packed import Packed
+from cvtune.errors import DataError
 
 SETTLED_NS = 2 * 10**9  # a file changed again within a tick of its clock would look unchanged
 UNREADABLE = b"unreadable"
@@ -31,6 +32,7 @@ class Fingerprint:
 
     digest: str  # hex, over classes and each image's part, label, name, bytes, and what else is known of it
     copies: Mapping[int, int]  # position of an image in val or test -> of one in train with the same bytes
+    distinct: int  # contents that differ, among all images
 
 
 def fingerprint(listing: Listing, cache: Path, workers: int) -> Fingerprint:
@@ -44,13 +46,25 @@ def fingerprint(listing: Listing, cache: Path, workers: int) -> Fingerprint:
     if known:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # missing or torn
             found = json.loads(known.read_bytes())
-            return Fingerprint(str(found["digest"]), {int(i): int(j) for i, j in found["copies"].items()})
+            copies = {int(i): int(j) for i, j in found["copies"].items()}
+            return Fingerprint(str(found["digest"]), copies, int(found["distinct"]))
     digests = list(_digests(listing.items(), workers))
     digest = _hash(listing, digests, _digests(listing.masks(), workers))
-    result = Fingerprint(digest, _copies(digests, len(listing.parts["train"].labels)))
+    result = Fingerprint(digest, _copies(digests, len(listing.parts["train"].labels)), len(set(digests)))
     if known and seen.settled():
         remember(known, json.dumps(asdict(result)).encode())
     return result
+
+
+def refuse_equal(listing: Listing, found: Fingerprint) -> None:
+    """Raises DataError if all images have the same bytes."""
+    total = len(listing.labels())
+    if found.distinct == 1 < total:
+        first, second, *_ = listing.names()
+        raise DataError(
+            f"all {total} images have the same bytes (such as {first} = {second}), so there is nothing to learn. Look "
+            "how the files were written."
+        )
 
 
 def leaks(listing: Listing, copies: Mapping[int, int], corrupt: Collection[int]) -> Iterator[str]:

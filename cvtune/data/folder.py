@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,8 @@ def read(root: Path, source: Source) -> Listing:
             files[part][class_folder.name] = [str(path)[len(f"{root}/") :] for path in images]
             ignored += others
     classes = sorted({name for by_class in files.values() for name in by_class})
-    if not classes:
-        raise DataError(_no_classes(part_folders["train"]))
+    if not any(names for by_class in files.values() for names in by_class.values()):
+        raise DataError(_no_classes(part_folders["train"], ignored))
     if ignored:
         example = ignored[0].relative_to(root)
         notices.append(f"{len(ignored)} files without an image's extension were ignored, for example {example}.")
@@ -56,9 +57,17 @@ def read(root: Path, source: Source) -> Listing:
     return make_listing(source, classes, parts, whole=whole, root=root, notices=notices)
 
 
-def _no_classes(folder: Path) -> str:
-    """What to do with a folder in which images lie without folders of classes."""
-    loose = sorted(p.name for p in folder.iterdir() if is_image(p.name))
+def _no_classes(folder: Path, ignored: list[Path]) -> str:
+    """What to do with a folder in which images lie without folders of classes, or none at all."""
+    files = [p.name for p in folder.iterdir() if p.is_file()]
+    loose = sorted(name for name in files if is_image(name))
+    if not loose:
+        ends = Counter(Path(name).suffix or "no extension" for name in [*files, *(path.name for path in ignored)])
+        found = ", ".join(f"{count} {end}" for end, count in ends.most_common(4)) or "no file"
+        return (
+            f"{folder}: is no data set: there is no image in it or in its folders (but {found}). Images end in "
+            f"{', '.join(EXTENSIONS)}; name the folder that holds one folder of them per class."
+        )
     begin = Counter(match[0] for name in loose if (match := re.match(r"[A-Za-z]+(?=[-_. ]*\d+\.)", name)))
     advice = "Give each class a folder of its own, for example cats/1.jpg and dogs/1.jpg."
     if 2 <= len(begin) <= len(loose) // 2 and sum(begin.values()) > 0.9 * len(loose):
@@ -83,7 +92,7 @@ def _refuse_masks(root: Path, by_class: Mapping[str, list[str]]) -> None:
             raise DataError(
                 f"{root}: {len(shared)} of {len(images)} files in {IMAGES}/ have one of the same name in {other}/, so "
                 f"these look like masks and not like two classes. Rename {other}/ to masks/, or say --set "
-                f"data.masks={other} --set model.name=small_unet."
+                f"{shlex.quote(f'data.masks={other}')} --set model.name=small_unet."
             )
 
 

@@ -30,7 +30,7 @@ from cvtune.data.assemble import make_listing
 from cvtune.data.folder import PART_FOLDERS
 from cvtune.data.listing import PARTS, Labelled, Labels, Listing, Tags, Task
 from cvtune.data.masks import listed_names, segmented
-from cvtune.errors import DataError, did_you_mean
+from cvtune.errors import DataError
 from cvtune.sections import Source
 
 KINDS = ("label", "labels", "mask")
@@ -105,7 +105,10 @@ class _Table:
             return
         self.paths = self.column("path")
         if self.paths is None:
-            raise DataError(f"{path}: has no column 'path'. {did_you_mean('path', names)}")
+            raise DataError(
+                f"{path}: has no column 'path', only {', '.join(names)}. Name the column of image files so, and that "
+                "of classes 'label'."
+            )
         self.rows = len(self.paths)
         if not self.rows:
             raise DataError(f"{path}: has no rows. Write one per image, below a line with the columns' names.")

@@ -190,11 +190,12 @@ def _unpaired(
     """
     bare = [name for name in used if name not in masks]
     if len(bare) > source.max_corrupt * len(used):
+        other = next((paths[masks[name]] for name in masks if name not in images), "")
         raise DataError(
             f"{where}: {len(bare)} of {len(used)} images have no mask in {source.masks}/, for example "
-            f"{paths[images[bare[0]]]}. A mask has the name of its image and one of "
-            f"{', '.join(MASK_EXTENSIONS)}: add them, take the images away, or raise data.max_corrupt "
-            f"({source.max_corrupt:g})."
+            f"{paths[images[bare[0]]]}{f'; but there is {other}' if other else ''}. A mask has the name of its image "
+            f"and one of {', '.join(MASK_EXTENSIONS)}: rename or add them, pair them in a manifest (columns path and "
+            f"mask), take the images away, or raise data.max_corrupt ({source.max_corrupt:g})."
         )
     notices = []
     if bare:

@@ -13,11 +13,15 @@ from typer.testing import CliRunner
 
 from cvtune.cli import app
 from cvtune.data import inspect as inspecting
-from cvtune.data import read_source
+from cvtune.data import open_dataset, read_source
 from cvtune.data.inspect import Facts, inspect, sample, spatial_information
 from cvtune.data_checks import checks
 from cvtune.errors import DataError
+from cvtune.preflight import prepare
+from cvtune.ranges import advise
+from cvtune.recipe import Data
 from cvtune.sections import Source
+from cvtune.study import for_data
 
 
 @pytest.fixture
@@ -130,6 +134,40 @@ def test_images_of_which_none_can_be_decoded_are_a_sentence(folder: Path) -> Non
         file.write_bytes(b"no image at all")
     with pytest.raises(DataError, match="none of 60 images can be decoded"):
         facts_of(folder)
+
+
+def test_ten_images_are_said_to_be_too_few_and_by_how_much(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(sorted(folder.iterdir())[-1])
+    for file in [file for side in folder.iterdir() for file in sorted(side.iterdir())[5:]]:
+        file.unlink()
+    facts = facts_of(folder)
+    line = next(c for c in checks(facts, 0.01, 0, 1) if c.name == "images")
+    assert line.state == "note" and "one of the 2 validation images is 50.0% of it" in str(line)
+    assert "data.folds=4" in str(line), "there are 4 of each class to train and validate on"
+    assert {one.name: one.code for one in advise(facts)}["data.batch_size"] == "8"
+    prepared = prepare(for_data(str(folder)).set({"data.folds": 4, "data.image_size": 16}), tmp_path)
+    assert any("below 200 training images (6)" in notice for notice in prepared.notices)
+
+
+def test_a_folder_without_any_image_says_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "notes" / "more").mkdir(parents=True)
+    (tmp_path / "notes" / "a.txt").write_text("x")
+    (tmp_path / "notes" / "more" / "b.docx").write_text("y")
+    for command in (["check"], ["init", "-o", str(tmp_path / "w.py")]):
+        done = CliRunner().invoke(app, [command[0], str(tmp_path / "notes"), *command[1:]])
+        assert isinstance(done.exception, DataError) and "is no data set" in str(done.exception)
+        assert "1 .txt, 1 .docx" in str(done.exception)
+
+
+def test_equal_images_are_refused_by_init_and_run_too(folder: Path, tmp_path: Path) -> None:
+    files = sorted(folder.glob("*/*.jpg"))
+    for file in files[1:]:
+        shutil.copy(files[0], file)
+    done = CliRunner().invoke(app, ["init", str(folder), "-o", str(tmp_path / "w.py"), "--cache", str(tmp_path)])
+    assert isinstance(done.exception, DataError) and "exact copies" in str(done.exception)
+    assert "have the same bytes" in done.output and not (tmp_path / "w.py").exists()
+    with pytest.raises(DataError, match=r"all 60 images have the same bytes \(such as .* so there is nothing to learn"):
+        open_dataset(Source(source=str(folder)), Data(image_size=16), tmp_path, None, 1)
 
 
 def test_command_tells_what_it_found_and_what_follows(folder: Path, tmp_path: Path) -> None:
