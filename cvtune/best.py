@@ -84,7 +84,7 @@ def write_best(study: Study, folder: Path, history: History) -> None:
     _write_schedule(study, folder, history, record)
 
 
-def winner_of(study: Study, history: History) -> tuple[TrialRecord, dict[str, Any]] | None:
+def winner_of(study: Study, history: History) -> tuple[TrialRecord, Mapping[str, Any]] | None:
     """The trial with the best objective and its report; once confirmed, the winner's best seed and its last report."""
     if not history.winners:
         return history.best(study)

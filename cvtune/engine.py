@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +38,7 @@ from cvtune.study_folder import check_folder, check_unchanged, provenance
 from cvtune.track.launch import tracked
 from cvtune.tune import EndOfStudy, Proposer, Referee
 
-Listener = Callable[[dict[str, Any], History], None]
+Listener = Callable[[Mapping[str, Any], History], None]
 TABLES_S = 30.0
 EARLY_S = 1.0
 PUBLISHED = ("CVTUNE_DATA", "TORCH_HOME")  # a cluster's workers have the environment of their node, not ours

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class _Told:
     def settle(self, study: Study) -> None:
         self._lines = Lines(study)
 
-    def event(self, event: dict[str, Any], history: History) -> None:
+    def event(self, event: Mapping[str, Any], history: History) -> None:
         if line := self._lines(event, history):
             self._say(line)
 

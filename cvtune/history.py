@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cvtune.journal import read
+from cvtune.journal import Event, read
 from cvtune.recipe import Recipe, Value
 from cvtune.study import Study
 
@@ -61,7 +61,7 @@ class TrialRecord:
     values: dict[str, Value]  # as proposed
     recipe: Recipe  # as proposed
     proposed: float
-    epochs: list[dict[str, Any]] = field(default_factory=list)  # step, epoch, attempt, segment, t and the metrics
+    epochs: list[Event] = field(default_factory=list)  # step, epoch, attempt, segment, t and the metrics
     exploits: list[Exploit] = field(default_factory=list)
     attempt: int = 0
     segment: int = -1
@@ -70,7 +70,7 @@ class TrialRecord:
     reason: str | None = None
     message: str = ""
     ended: float | None = None
-    test: dict[str, Any] | None = None  # metrics on the test images, once confirmed
+    test: Mapping[str, Any] | None = None  # metrics on the test images, once confirmed
 
     @property
     def steps(self) -> int:
@@ -82,7 +82,7 @@ class TrialRecord:
         """Age of the last reported weights in epochs: lower than `steps` after an exploit of a younger trial."""
         return int(self.epochs[-1]["epoch"]) if self.epochs else 0
 
-    def best(self, study: Study, epochs: Sequence[dict[str, Any]] | None = None) -> dict[str, Any] | None:
+    def best(self, study: Study, epochs: Sequence[Mapping[str, Any]] | None = None) -> Mapping[str, Any] | None:
         """The report by which this trial is ranked; None where no report has a score.
 
         It is the best one, the first of equals; with folds the last, since a mean over few folds is no better than one
@@ -116,13 +116,13 @@ class History:
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     decisions: list[dict[str, Any]] = field(default_factory=list)  # each stop, promotion, exploit, retry; see `_decide`
     terms: list[dict[str, Any]] = field(default_factory=list)
-    winners: list[dict[str, Any]] = field(default_factory=list)
+    winners: list[Mapping[str, Any]] = field(default_factory=list)
     calls: int = 0  # questions put to scheduler and searcher
     epochs: int = 0  # reports of trials that the budget counts: all but those of the confirmation
     seconds: float = 0.0  # what these took
     _by_role: dict[str, list[TrialRecord]] = field(default_factory=lambda: {role: [] for role in ROLES}, repr=False)
 
-    def apply(self, event: dict[str, Any]) -> None:
+    def apply(self, event: Event) -> None:
         """Take in the next event."""
         kind = event["kind"]
         if kind == "trial":
@@ -145,7 +145,7 @@ class History:
             self.calls = event["call"] + 1
         self._decide(event)
 
-    def _apply_to_trial(self, kind: str, event: dict[str, Any], record: TrialRecord) -> None:
+    def _apply_to_trial(self, kind: str, event: Event, record: TrialRecord) -> None:
         if kind == "start":
             record.waiting = False
         elif kind == "segment":
@@ -172,7 +172,7 @@ class History:
                 other.exploits.append(exploit)
                 other.waiting = True
 
-    def _decide(self, event: dict[str, Any]) -> None:
+    def _decide(self, event: Mapping[str, Any]) -> None:
         """Keep what `decisions.parquet` tells: trial, step, action, why, arrival, donor, donor_step, values, t."""
         if event.get("action"):
             kept = ("t", "trial", "action", "why", "arrival")
@@ -195,7 +195,7 @@ class History:
             return list(self._by_role[roles[0]])  # asked many times a second
         return sorted((record for role in roles for record in self._by_role[role]), key=lambda record: record.index)
 
-    def best(self, study: Study) -> tuple[TrialRecord, dict[str, Any]] | None:
+    def best(self, study: Study) -> tuple[TrialRecord, Mapping[str, Any]] | None:
         """The trial and its epoch with the best finite objective; failed trials and broken limits do not count.
 
         Confirming trials are left out: they repeat recipes that were found before.
@@ -203,7 +203,7 @@ class History:
         ranked = self.ranked(study)
         return ranked[0] if ranked else None
 
-    def ranked(self, study: Study) -> list[tuple[TrialRecord, dict[str, Any]]]:
+    def ranked(self, study: Study) -> list[tuple[TrialRecord, Mapping[str, Any]]]:
         """Every trial of the search with its best report (see `TrialRecord.best`), the best first.
 
         With folds those come first that have finished more of them: a mean over a few may be better by their luck.
@@ -216,7 +216,7 @@ class History:
             if best := record.best(study, [e for e in record.epochs if not study.over_limits(e)]):
                 scored.append((record, best))
 
-        def place(pair: tuple[TrialRecord, dict[str, Any]]) -> tuple[float, ...]:
+        def place(pair: tuple[TrialRecord, Mapping[str, Any]]) -> tuple[float, ...]:
             folds = study.round(pair[1]) if study.recipe.data.folds else 0
             return -folds, -sign * float(study.score(pair[1]) or 0), pair[0].index
 

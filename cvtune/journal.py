@@ -15,19 +15,66 @@ Where the scheduler was asked, the event holds `call` (the number of the questio
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import operator
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from cvtune.errors import CvtuneError, OwnedError
 
 FORMAT = 2  # 1, of development versions, had no roles and no acts; such a study can be read by no later version
 COMMIT_S = 1.0
+
+
+class Event(Mapping[str, Any]):
+    """A line of the journal. Read-only, and a third of a dict in memory: events with the same keys share the keys."""
+
+    __slots__ = ("_places", "_values")
+    _layouts: dict[tuple[str, ...], dict[str, int]] = {}
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        names = tuple(content)
+        if names not in self._layouts:
+            self._layouts[names] = {name: place for place, name in enumerate(names)}
+        self._places = self._layouts[names]
+        self._values = tuple(content.values())
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[self._places[key]]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"Event({dict(self)!r})"
+
+    @staticmethod
+    def columns(events: Iterable[Event], missing: Any = None) -> dict[str, list[Any]]:
+        """The values of many events by key, in their order; `missing` where an event lacks the key."""
+        found: dict[str, list[Any]] = {}
+        done = 0
+        for places, alike in itertools.groupby(events, operator.attrgetter("_places")):
+            rows = [event._values for event in alike]
+            for name, values in zip(places, zip(*rows, strict=True), strict=True):
+                found.setdefault(name, [missing] * done).extend(values)
+            done += len(rows)
+            for name in found.keys() - places.keys():
+                found[name].extend([missing] * len(rows))
+        return found
 
 
 class Journal:
@@ -41,7 +88,7 @@ class Journal:
         self.synced = 0  # events that are on the disk, whatever happens to the machine
         self._committed = time.monotonic()
 
-    def append(self, kind: str, event: dict[str, Any]) -> dict[str, Any]:
+    def append(self, kind: str, event: Mapping[str, Any]) -> Event:
         """Write one event, whole or not at all; returns it as `read` will. JSON has no NaN: it becomes null."""
         if self._lost():
             raise OwnedError("the study was taken over by another process while this one was silent.")
@@ -59,7 +106,7 @@ class Journal:
         self._number += 1
         if time.monotonic() - self._committed > COMMIT_S:
             self.commit()
-        return full
+        return Event(full)
 
     def commit(self) -> None:
         """Flush everything to the disk."""
@@ -79,13 +126,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read(study: Path) -> Iterator[dict[str, Any]]:
+def read(study: Path) -> Iterator[Event]:
     """Every event of every term, in order; see `terms`."""
     for _, events in terms(study):
         yield from events
 
 
-def terms(study: Path) -> list[tuple[int, list[dict[str, Any]]]]:
+def terms(study: Path) -> list[tuple[int, list[Event]]]:
     """The events of each term that wrote any, in order.
 
     A torn last line of a term (its writer was killed) is left out. So is everything that its successor did not see:
@@ -106,7 +153,7 @@ class Tail:
         self._known: list[Path] = []
         self._at = 0  # bytes that were read of the last file
 
-    def read(self) -> tuple[list[dict[str, Any]], bool]:
+    def read(self) -> tuple[list[Event], bool]:
         """The events since the last call; and whether those before it are void and all of them come again.
 
         They do at the first call, and when a new owner has said what counts of the terms before its own.
@@ -124,7 +171,7 @@ class Tail:
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._at += len(whole)
-        events = list(_events(whole, files[-1]))
+        events = list(_events(whole.splitlines(), files[-1]))
         if anew:
             last = (int(files[-1].stem), events)
             return [e for _, of_term in _counted([*map(_term, files[:-1]), last]) for e in of_term], True
@@ -138,13 +185,14 @@ def _files(study: Path) -> list[Path]:
     return sorted((study / "journal").glob("*.jsonl"))
 
 
-def _term(path: Path) -> tuple[int, list[dict[str, Any]]]:
-    return int(path.stem), list(_events(path.read_bytes(), path))
+def _term(path: Path) -> tuple[int, list[Event]]:
+    with path.open("rb") as file:
+        return int(path.stem), list(_events(file, path))
 
 
-def _counted(terms: list[tuple[int, list[dict[str, Any]]]]) -> list[tuple[int, list[dict[str, Any]]]]:
+def _counted(terms: list[tuple[int, list[Event]]]) -> list[tuple[int, list[Event]]]:
     """The terms without what their successors did not see, and without empty ones."""
-    found: list[tuple[int, list[dict[str, Any]]]] = []
+    found: list[tuple[int, list[Event]]] = []
     for number, events in terms:
         if events and "saw_term" in events[0]:
             last, count = events[0]["saw_term"], events[0]["saw"]
@@ -154,27 +202,27 @@ def _counted(terms: list[tuple[int, list[dict[str, Any]]]]) -> list[tuple[int, l
     return found
 
 
-def _events(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines):
-        if not line:
+def _events(lines: Iterable[bytes], path: Path) -> Iterator[Event]:
+    damaged = 0
+    for number, line in enumerate(lines, 1):
+        if not (line := line.rstrip(b"\n")):
             continue
-        event = _parse(line)
-        if event is None:
-            if number >= len(lines) - 2 and not any(lines[number + 1 :]):
-                return
+        if damaged:
             raise CvtuneError(
-                f"{path}, line {number + 1}: damaged (checksum). Restore the file from a copy; "
+                f"{path}, line {damaged}: damaged (checksum). Restore the file from a copy; "
                 "the lines before it are good."
             )
+        event = _parse(line)
+        if event is None:
+            damaged = number  # the last line is torn where its writer was killed
+            continue
         if event["v"] != FORMAT:
             raise CvtuneError(f"{path}: written by another cvtune (format {event['v']}, this one reads {FORMAT}).")
         yield event
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Event | None:
     body, mark, tail = line.rpartition(b',"crc":"')
     if not mark or tail[:8] != f"{zlib.crc32(body):08x}".encode():
         return None
-    event: dict[str, Any] = json.loads(body + b"}")
-    return event
+    return Event(msgspec.json.decode(body + b"}"))

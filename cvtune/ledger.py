@@ -19,7 +19,7 @@ from cvtune.confirm import Planned
 from cvtune.epoch import METRICS
 from cvtune.errors import CvtuneError
 from cvtune.history import History, TrialRecord
-from cvtune.journal import Journal
+from cvtune.journal import Event, Journal
 from cvtune.objective import is_exhausted
 from cvtune.recipe import Recipe, Value
 from cvtune.study import Study
@@ -51,7 +51,7 @@ class Ledger:
         folder: Path,
         writer: Journal,
         resources: Mapping[str, float],
-        listen: Callable[[dict[str, Any], History], None] = lambda event, history: None,
+        listen: Callable[[Mapping[str, Any], History], None] = lambda event, history: None,
     ) -> None:
         """`listen` is told every event after it is written; it must not raise."""
         self.study, self.folder, self.history, self.board = study, folder, History(), Board(study)
@@ -101,7 +101,7 @@ class Ledger:
         """Flush the journal to the disk."""
         self._journal.commit()
 
-    def note(self, kind: str, event: dict[str, Any]) -> None:
+    def note(self, kind: str, event: Mapping[str, Any]) -> None:
         """Write one event and take it in."""
         full = self._journal.append(kind, event)
         self.opened = True
@@ -256,7 +256,7 @@ class Ledger:
 
     # --- what both a live event and a replayed one go through
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _take(self, event: Event) -> None:
         self.history.apply(event)
         self.suggester.observe(event)
         if event["kind"] == "trial":
@@ -271,7 +271,7 @@ class Ledger:
                 del self._live[name]
                 self._followed.discard(name)
 
-    def _replay(self, event: dict[str, Any]) -> None:
+    def _replay(self, event: Mapping[str, Any]) -> None:
         """Put a recorded event to the scheduler again and compare its answers."""
         kind, name = event["kind"], event.get("trial", "")
         if kind == "trial" and event["role"] in FOLLOWED:

@@ -7,9 +7,9 @@ retry; `predictions` one row per test image and confirmed trial; `studies` one r
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvtune import health, study
+from cvtune import epoch_table, health, study
 from cvtune import history as histories
 from cvtune.analysis.tables import Columns, Tables
 from cvtune.controls import would_have_stopped
@@ -29,7 +29,6 @@ from cvtune.errors import ConfigError
 from cvtune.history import History, TrialRecord
 from cvtune.noise import noise_floor
 from cvtune.recipe import FIELDS
-from cvtune.regularize import resolve
 
 FORMAT = 1
 ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), list: pa.list_(pa.float64())}
@@ -127,16 +126,17 @@ def write_tables(folder: Path, history: History | None = None) -> dict[str, int]
     settings = study.read(folder / "study.json")
     history = history or histories.load(folder)
     provenance = content.get("provenance", {})
+    records = history.trials.values()
     rows: dict[str, tuple[tuple[Column, ...], Iterable[dict[str, Any]]]] = {
         "studies": (STUDIES, [_study_row(settings, provenance, history)]),
-        "trials": (TRIALS + RECIPE, (_trial_row(settings, r, provenance) for r in history.trials.values())),
-        "epochs": (EPOCHS + RECIPE, (row for r in history.trials.values() for row in _epoch_rows(settings.name, r))),
+        "trials": (TRIALS + RECIPE, (_trial_row(settings, record, provenance) for record in records)),
         "decisions": (DECISIONS, _decision_rows(settings.name, history)),
         "predictions": (PREDICTIONS, _prediction_rows(settings.name, folder, history)),
     }
-    return {
-        name: _write(folder / "tables" / f"{name}.parquet", columns, data) for name, (columns, data) in rows.items()
-    }
+    made = {name: (schema := _schema(columns), _batches(schema, data)) for name, (columns, data) in rows.items()}
+    schema = _schema(EPOCHS + RECIPE)
+    made["epochs"] = schema, epoch_table.parts(settings.name, records, schema)
+    return {name: _write(folder / "tables" / f"{name}.parquet", *parts) for name, parts in made.items()}
 
 
 def read_tables(folder: Path) -> Tables:
@@ -182,60 +182,34 @@ def _column(values: pa.ChunkedArray) -> np.ndarray:
     return made
 
 
-def _write(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str, Any]]) -> int:
-    schema = pa.schema(
-        [
-            pa.field(c.name, c.kind, metadata={"description": c.description, **({"unit": c.unit} if c.unit else {})})
-            for c in columns
-        ],
-        metadata={"cvtune.format": str(FORMAT)},
+def _schema(columns: Iterable[Column]) -> pa.Schema:
+    fields = (
+        pa.field(c.name, c.kind, metadata={"description": c.description, **({"unit": c.unit} if c.unit else {})})
+        for c in columns
     )
-    data = list(rows)
-    table = pa.Table.from_pydict(
-        {c.name: pa.array([row[c.name] for row in data], c.kind) for c in columns}, schema=schema
-    )
+    return pa.schema(list(fields), metadata={"cvtune.format": str(FORMAT)})
+
+
+def _batches(schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+    left = iter(rows)
+    while some := list(itertools.islice(left, epoch_table.PART)):
+        yield pa.record_batch([pa.array([row[f.name] for row in some], f.type) for f in schema], schema=schema)
+
+
+def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = aside_name(path)
+    aside, rows = aside_name(path), 0
     try:
-        pq.write_table(table, aside)
+        with pq.ParquetWriter(aside, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+                rows += batch.num_rows
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-    return len(data)
-
-
-def _epoch_rows(name: str, record: TrialRecord) -> Iterable[dict[str, Any]]:
-    effective, own = _cached_by_change(record), record.recipe.train.loop is not None
-    for event in record.epochs:
-        numbers = {metric: _number(event, metric, own) for metric in METRICS}
-        identity = {"study": name, "trial": record.trial, "attempt": event["attempt"], "segment": event["segment"]}
-        yield {**identity, "time": _time(event["t"]), **numbers, **effective(event["step"], event["epoch"] - 1)}
-
-
-def _number(event: Mapping[str, Any], metric: str, own_loop: bool) -> Any:
-    """A metric as a column holds it: what every task has was NaN where the journal has null, as JSON knows no NaN.
-
-    A loop of the user's own may leave out all but the losses, and an earlier version did not count everything.
-    """
-    value, doc = event.get(metric), METRICS[metric]
-    told = doc.kind is float and not doc.lacking and (not own_loop or metric in ("train_loss", "val_loss"))
-    return math.nan if value is None and metric in event and told else value
-
-
-def _cached_by_change(record: TrialRecord) -> Callable[[int, int], dict[str, Any]]:
-    """The effective recipe of a report at an age of the weights; made once per exploit and change, not per row."""
-    made: dict[tuple[int, int], dict[str, Any]] = {}
-
-    def effective(step: int, epoch: int) -> dict[str, Any]:
-        recipe = record.recipe_at(step)
-        key = (id(recipe), sum(start <= epoch for start, _ in recipe.changes))
-        if key not in made:
-            made[key] = resolve(recipe.at(epoch)).flat()
-        return made[key]
-
-    return effective
+    return rows
 
 
 def _trial_row(settings: study.Study, record: TrialRecord, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -57,7 +58,7 @@ class Screen:
     def say(self, line: str) -> None:
         self._console.print(f"[dim]{datetime.now():%H:%M:%S}[/] {line}", highlight=False)
 
-    def __call__(self, event: dict[str, Any], history: History) -> None:
+    def __call__(self, event: Mapping[str, Any], history: History) -> None:
         if self._live is None:
             if line := self._line(event, history):
                 print(line, flush=True)
@@ -74,7 +75,7 @@ class Lines:
         self._study = study
         self._best: tuple[float, str] | None = None  # larger is better; kept here, as events may be many
 
-    def __call__(self, event: dict[str, Any], history: History) -> str:
+    def __call__(self, event: Mapping[str, Any], history: History) -> str:
         clock = f"{datetime.fromtimestamp(event['t']):%H:%M:%S}"
         if event["kind"] == "epoch":
             return f"{clock} {self._epoch(event, history.trials[event['trial']])}"
@@ -97,7 +98,7 @@ class Lines:
             score = float(self._study.score(epoch) or 0)
             self._best = (score if self._study.better == "max" else -score), record.trial
 
-    def _epoch(self, event: dict[str, Any], record: TrialRecord) -> str:
+    def _epoch(self, event: Mapping[str, Any], record: TrialRecord) -> str:
         objective, sign = self._study.objective, 1 if self._study.better == "max" else -1
         score = self._study.score(event)
         if score is not None and record.role != "confirm" and (self._best is None or sign * score > self._best[0]):
@@ -272,7 +273,7 @@ def _best(record: TrialRecord, study: Study) -> float:
     return float("nan") if best is None else float(study.score(best) or 0)
 
 
-def _when(study: Study, epoch: dict[str, Any]) -> str:
+def _when(study: Study, epoch: Mapping[str, Any]) -> str:
     if not study.recipe.data.folds:
         return f"epoch {epoch['epoch']}"
     sd = "" if epoch["folds_sd"] is None else f", which differ by {epoch['folds_sd']:.2g} (standard deviation)"

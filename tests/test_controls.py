@@ -11,6 +11,7 @@ from scipy import stats
 from cvtune.board import Board
 from cvtune.controls import NEEDED, rungs, simulate, strength, would_have_stopped
 from cvtune.history import History
+from cvtune.journal import Event
 from cvtune.recipe import Recipe
 from cvtune.schedulers import ASHA, FIFO
 from cvtune.space import Uniform, space
@@ -35,11 +36,11 @@ def told(study: Study, curves: np.ndarray, points: np.ndarray, reason: str = "co
         values = dict(zip(study.space.domains, point, strict=True))
         recipe = study.trial(index, values).model_dump(mode="json")
         event = {"trial": f"{index:05d}", "index": index, "role": "control", "label": "", "values": values}
-        history.apply({"kind": "trial", "t": 0.0, "waiting": False, "recipe": recipe, **event})
+        history.apply(Event({"kind": "trial", "t": 0.0, "waiting": False, "recipe": recipe, **event}))
         for epoch, value in enumerate(curve, 1):
             report = {"trial": event["trial"], "step": epoch, "epoch": epoch, study.objective: value, "seconds": 1.0}
             end = {"reason": reason if epoch == len(curve) else None, "message": ""}
-            history.apply({"kind": "epoch", "t": 1.0, "answer": "go", "acts": [], **report, **end})
+            history.apply(Event({"kind": "epoch", "t": 1.0, "answer": "go", "acts": [], **report, **end}))
     return history
 
 

@@ -15,7 +15,7 @@ from cvtune import checkpoint, lease
 from cvtune.durable import read_json, remove_leftovers, write_whole
 from cvtune.errors import CvtuneError, OwnedError
 from cvtune.history import load
-from cvtune.journal import Journal, read
+from cvtune.journal import Event, Journal, read
 from cvtune.recipe import Recipe
 from cvtune.study import for_data
 
@@ -166,6 +166,20 @@ def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
     assert [e["val_accuracy"] for e in record.epochs] == [0.1, None, 0.3]
     assert history.best(for_data("digits").settled("val_accuracy"))[1]["step"] == 3
     assert not history.complete
+
+
+def test_events_of_several_layouts_come_as_columns() -> None:
+    events = [Event({"a": 1, "b": 2.0}), Event({"b": 3.0}), Event({"b": 4.0}), Event({"a": None, "b": 5.0, "c": "x"})]
+    assert Event.columns(events, ...) == {
+        "a": [1, ..., ..., None],
+        "b": [2.0, 3.0, 4.0, 5.0],
+        "c": [..., ..., ..., "x"],
+    }
+    assert "a" not in events[1] and events[1].get("a", 7) == 7 and dict(events[0]) == {"a": 1, "b": 2.0}
+    with pytest.raises(KeyError):
+        events[1]["a"]
+    with pytest.raises(TypeError):
+        events[0]["a"] = 2  # type: ignore[index]
 
 
 def test_lines_are_plain_json_with_number_version_and_checksum(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from cvtune.cli import app
 from cvtune.errors import ConfigError, CvtuneError
 from cvtune.experiment import advise, images_of, verdicts
 from cvtune.history import History, TrialRecord
+from cvtune.journal import Event
 from cvtune.rule import Rule
 from cvtune.sections import Source
 from cvtune.space import LogUniform, space
@@ -55,7 +56,7 @@ class Toy:
             for index, (rate, score) in enumerate(((0.02, 0.8), (0.08, 0.6))):
                 name, values = f"{index:05d}", {"optim.lr": rate}
                 record = TrialRecord(name, index, "search", "", values, study.trial(index, values), 0.0)
-                record.epochs.append({"epoch": 1, "step": 1, "val_accuracy": score})
+                record.epochs.append(Event({"epoch": 1, "step": 1, "val_accuracy": score}))
                 history.trials[name] = record
         return folder, history
 

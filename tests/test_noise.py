@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from cvtune.history import History
+from cvtune.journal import Event
 from cvtune.noise import noise_floor, score
 from cvtune.study import Study
 
@@ -18,12 +19,14 @@ def told(curves: dict[str, list[float | None]], reason: str | None = "completed"
     history = History()
     for index, (trial, curve) in enumerate(curves.items()):
         proposed = {"trial": trial, "index": index, "role": "noise", "label": "", "values": {}, "recipe": {}}
-        history.apply({"kind": "trial", "t": 0.0, "waiting": False, **proposed})
+        history.apply(Event({"kind": "trial", "t": 0.0, "waiting": False, **proposed}))
         for step, value in enumerate(curve, 1):
             last = step == len(curve)
             report = {"step": step, "epoch": step, "val_accuracy": value, "val_loss": value, "seconds": 1.0, **epoch}
             end = {"reason": reason if last else None, "message": ""}
-            history.apply({"kind": "epoch", "trial": trial, "t": 1.0, "answer": "go", "acts": [], **report, **end})
+            history.apply(
+                Event({"kind": "epoch", "trial": trial, "t": 1.0, "answer": "go", "acts": [], **report, **end})
+            )
     return history
 
 

@@ -12,6 +12,7 @@ from cvtune import plan, study
 from cvtune.errors import ConfigError
 from cvtune.forecast import Cost, broken, fitting_trials, forecast
 from cvtune.history import History
+from cvtune.journal import Event
 
 COST = Cost(epoch=2.0, between=0.5, trial=1.0, process=10.0, checkpoint=1000, report=10)
 BASE = study.for_data("digits").set(
@@ -71,13 +72,13 @@ def test_the_short_trials_are_a_study_of_any_kind() -> None:
 
 def test_what_was_planned_is_compared_with_what_it_took(tmp_path: Path) -> None:
     history = History()
-    history.apply({"kind": "open", "t": 100.0})
+    history.apply(Event({"kind": "open", "t": 100.0}))
     proposed = {"trial": "0", "index": 0, "role": "search", "label": "", "values": {}, "recipe": {}, "waiting": False}
-    history.apply({"kind": "trial", "t": 100.0, **proposed})
+    history.apply(Event({"kind": "trial", "t": 100.0, **proposed}))
     for step in (1, 2):
         metrics = {"seconds": 4.0, "answer": "go", "reason": None}
-        history.apply({"kind": "epoch", "t": 110.0, "trial": "0", "step": step, "epoch": step, **metrics})
-    history.apply({"kind": "close", "t": 120.0, "why": "complete", "ended": None})
+        history.apply(Event({"kind": "epoch", "t": 110.0, "trial": "0", "step": step, "epoch": step, **metrics}))
+    history.apply(Event({"kind": "close", "t": 120.0, "why": "complete", "ended": None}))
     assert plan.compared(BASE, tmp_path, history) is None
     told = {"epochs": 2, "device_s": 10.0, "wall_s": 10.0}
     about = {"resources": {"CPU": 1.0}, "forecast": told, "definition": plan._about(BASE)}

@@ -101,11 +101,14 @@ def test_a_decision_says_why(folder: Path) -> None:
 def test_a_table_that_cannot_be_written_leaves_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p: p.read_bytes() for p in (folder / "tables").iterdir()}
 
-    def full(table: object, path: Path) -> None:
-        path.write_bytes(b"PAR1 torn")
+    def full(writer: pq.ParquetWriter, batch: object) -> None:
+        assert aside(folder), "it is written beside the old one"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full)
+    def aside(folder: Path) -> set[Path]:
+        return set((folder / "tables").iterdir()) - before.keys()
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", full)
     with pytest.raises(OSError, match="No space"):
         write_tables(folder)
     assert {p: p.read_bytes() for p in (folder / "tables").iterdir()} == before

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cvtune.epoch import METRICS
 from cvtune.history import History
+from cvtune.journal import Event
 from cvtune.screen import GRID, Lines, Screen, strength_grid, summary
 from cvtune.study import for_data
 
@@ -38,7 +39,7 @@ def events(trials: int = 8) -> list[dict[str, Any]]:
 def played(listener: Any = lambda event, history: None) -> History:
     history = History()
     for event in events():
-        history.apply(event)
+        history.apply(Event(event))
         listener(event, history)
     return history
 
@@ -95,5 +96,5 @@ def test_there_is_no_map_of_too_few_trials_or_other_axes() -> None:
     assert strength_grid(STUDY, History()) is None
     history = History()
     for event in events(4)[:-2]:
-        history.apply(event)
+        history.apply(Event(event))
     assert strength_grid(STUDY, history) is None
