@@ -92,7 +92,7 @@ class Comparison:
         """The winner's test metric and its gain over the default recipe in words."""
         own = next(r for r in self.recipes if r.label == self.winner)
         head = (
-            f"{self.winner} reaches a test {self.metric} of {own.mean:.4g} (95 % interval {own.low:.4g} to "
+            f"{self.winner} reaches a test {spoken(self.metric)} of {own.mean:.4g} (95 % interval {own.low:.4g} to "
             f"{own.high:.4g}; seeds: {len(own.seeds)}, images: {self.images})"
         )
         if self.winner == DEFAULT:
@@ -269,6 +269,11 @@ def made_and_truth(stored: Mapping[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[
     if "counts" in stored:
         return stored["counts"], stored["counts"][..., 2]
     return stored["probabilities"], stored["tags"] if "tags" in stored else stored["labels"]
+
+
+def spoken(metric: str) -> str:
+    """A test metric's name in a sentence: accuracy, balanced accuracy, macro F1, mAP."""
+    return {"map": "mAP", "mean_iou": "mean IoU", "macro_f1": "macro F1"}.get(metric, metric.replace("_", " "))
 
 
 def metric_on_test(name: str, valid: Mapping[str, str] = TEST_METRICS) -> tuple[str, str]:

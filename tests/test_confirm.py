@@ -11,7 +11,7 @@ import torch
 from scipy.special import ndtr
 
 from cvtune.bootstrap import TEST_METRICS
-from cvtune.confirm import Comparison, choose_winner, compare, compared, metric_on_test, plan
+from cvtune.confirm import Comparison, choose_winner, compare, compared, metric_on_test, plan, spoken
 from cvtune.errors import ConfigError
 from cvtune.history import History
 from cvtune.metrics import classification
@@ -341,3 +341,11 @@ def test_what_does_not_fit_is_told() -> None:
     for predictions, classes, groups, winner, says in bad:
         with pytest.raises(ConfigError, match=says):
             compare(STUDY, predictions, classes, groups, "accuracy", winner)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [("accuracy", "accuracy"), ("worst_recall", "worst recall"), ("map", "mAP"), ("mean_iou", "mean IoU")],
+)
+def test_a_metric_is_named_as_people_say_it(metric: str, said: str) -> None:
+    assert spoken(metric) == said

@@ -9,6 +9,7 @@ from typing import Any
 
 from cvtune.analysis.findings import Findings
 from cvtune.analysis.tables import Tables
+from cvtune.confirm import spoken
 from cvtune.domains import IntUniform, LogUniform, Uniform
 from cvtune.history import FAILED, REASONS
 from cvtune.recipe import FIELDS
@@ -104,7 +105,7 @@ def _cards(tables: Tables, findings: Findings, rows: Rows, best: list[int]) -> I
     if own is not None:
         seeds = len(own["seeds"])
         note = f"95 % interval {own['low']:.4g} to {own['high']:.4g}; {seeds} seeds, {compared['images']} images"
-        yield Card(f"Test {compared['metric'].replace('_', ' ')}", f"{own['mean']:.4f}", note)
+        yield Card(f"Test {spoken(compared['metric'])}", f"{own['mean']:.4f}", note)
     elif best:
         score = rows.column("best")[best[0]]
         yield Card(tables.study.objective, f"{score:.4f}", "on the validation images; not confirmed with fresh seeds")
