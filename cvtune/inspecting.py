@@ -75,18 +75,25 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; it must not be there yet.")] = Path(
         "workflow.py"
     ),
+    settings: Settings = None,
     cache: Cache = None,
 ) -> None:
     """Write a workflow for a data set: what `cvtune check` found, as ranges with their reasons.
 
-    What is not in order is said; images that cannot be used get no workflow (exit code 3).
+    What is not in order is said; images that cannot be used get no workflow (exit code 3). --set data.NAME=VALUE says how
+    they are read, and is written down; whatever else a study sets is for the file itself.
     """
     from cvtune.data_checks import checks
     from cvtune.ranges import advise, workflow
 
     if output.exists():
         raise ConfigError(f"-o {str(output)!r} is there already and is not overwritten. Name another file.")
-    chosen = load(data)
+    values = dict(map(study.parse_assignment, settings or []))
+    for name in values:
+        if name.removeprefix("data.") not in Source.model_fields:
+            valid = ", ".join(f"data.{field}" for field in Source.model_fields if field != "source")
+            raise ConfigError(f"--set {name}: init asks only how the images are read ({valid}). Set it in {output}.")
+    chosen = load(data).set(values)
     facts = look(chosen.data, cache)
     room = _room(facts, advise(facts), cache, chosen.resources.cache_bytes)
     found = checks(facts, chosen.data.max_corrupt, *room)
@@ -95,7 +102,7 @@ def init(
             screen_console().print(check_line(line), soft_wrap=True, highlight=False)
     _refuse(data, found)
     try:
-        output.write_text(workflow(facts, str(output)), encoding="utf-8")
+        output.write_text(workflow(facts, str(output), chosen.data), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"-o {str(output)!r} cannot be written ({error.strerror}). Give another file.") from None
     print(f"{output}: try `cvtune run {output} --dry-run`, then without --dry-run.")

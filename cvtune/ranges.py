@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cvtune.data.inspect import Facts
 from cvtune.recipe import REFERENCE_BATCH, Value
+from cvtune.sections import Source
 from cvtune.space import Domain, LogUniform, Uniform
 from cvtune.study import SWEET_SPOT, for_data
 from cvtune.workflow import literal
@@ -88,7 +89,8 @@ RULES = (
         "data.image_size",
         lambda f: True,
         image_size,
-        "the shorter side of the images is {f.shorter[1]} px in the median; a larger size would only enlarge them.",
+        "the shorter side of the images is {f.shorter[1]} px in the median, to which {value} px is the nearest of the "
+        "usual sizes; a larger one would only enlarge them.",
     ),
     Rule(
         "data.batch_size",
@@ -211,7 +213,7 @@ from cvtune import {imports}
 def study() -> Study:
     return Study(
         name={name},
-        data=Source(source={source}),
+        data=Source({source}),
         recipe=Recipe().replace(
             {{
 {values}
@@ -226,11 +228,12 @@ def study() -> Study:
 '''
 
 
-def workflow(facts: Facts, file: str) -> str:
+def workflow(facts: Facts, file: str, source: Source) -> str:
     """A workflow for these images with the ranges that the rules give, each with its reason as a comment.
 
     Args:
         file: its name, for the docstring.
+        source: how the images were read; what differs from the defaults is written down.
     """
     base = for_data(facts.source, lambda _: facts.task == "segment")
     advice = advise(facts)
@@ -249,10 +252,17 @@ def workflow(facts: Facts, file: str) -> str:
         file=file,
         imports=", ".join([*sorted({"Recipe", "Source", "Study", *used}), "space"]),
         name=literal(base.name),
-        source=literal(facts.source),
+        source=", ".join(f"{name}={literal(getattr(source, name))}" for name in _said(source)),
         values="\n".join(_commented(one) for one in [*given, *fixed.values()]),
         domains="\n".join(_commented(one) for one in searched),
     )
+
+
+def _said(source: Source) -> list[str]:
+    """The fields of a source that have to be written: where the images are, and what is not the default."""
+    plain = Source()
+    names = type(source).model_fields
+    return [name for name in names if name == "source" or getattr(source, name) != getattr(plain, name)]
 
 
 def _commented(one: Advice) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 
 from cvtune.cli import app
 from cvtune.data.inspect import Copies, Facts
-from cvtune.errors import ConfigError
+from cvtune.errors import ConfigError, DataError
 from cvtune.ranges import RULES, advise, batch_size, image_size, workflow
+from cvtune.sections import Source
 from cvtune.space import LogUniform, Uniform, space
 from cvtune.study import load
 
@@ -79,7 +81,7 @@ def test_what_a_data_set_is_like_moves_the_ranges() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_workflow_is_a_study_with_the_ranges(case: str, tmp_path: Path) -> None:
     file = tmp_path / "workflow.py"
-    file.write_text(workflow(CASES[case], "workflow.py"))
+    file.write_text(workflow(CASES[case], "workflow.py", Source(source=CASES[case].source, max_corrupt=0.05)))
     assert max(map(len, file.read_text().splitlines())) <= 120
     study = load(str(file))
     for one in advise(CASES[case]):
@@ -87,7 +89,21 @@ def test_workflow_is_a_study_with_the_ranges(case: str, tmp_path: Path) -> None:
             assert study.space.domains[one.name] == one.value
         else:
             assert study.recipe.flat()[one.name] == one.value
+    assert study.data.source == CASES[case].source and study.data.max_corrupt == 0.05
     assert study.recipe.model.name == ("small_unet" if case == "masks" else "small_resnet")
+
+
+def test_init_writes_down_how_the_images_were_read(photo_folder: Path, tmp_path: Path) -> None:
+    folder, file = tmp_path / "photos", tmp_path / "mine.py"
+    shutil.copytree(photo_folder, folder)
+    next(folder.glob("*/*.jpg")).write_bytes(b"no image")
+    call = ["init", str(folder), "-o", str(file), "--cache", str(tmp_path)]
+    refused = CliRunner().invoke(app, call)
+    assert isinstance(refused.exception, DataError) and "raise data.max_corrupt above 0.017" in refused.output
+    assert CliRunner().invoke(app, [*call, "--set", "data.max_corrupt=0.05"]).exit_code == 0
+    assert load(str(file)).data.max_corrupt == 0.05
+    other = CliRunner().invoke(app, ["init", str(folder), "-o", str(tmp_path / "x.py"), "--set", "max_epochs=3"])
+    assert isinstance(other.exception, ConfigError) and "init asks only how the images are read" in str(other.exception)
 
 
 def test_init_writes_once(photo_folder: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ DECODED_PIXELS = 2_000_000_000  # and at most so many pixels in all: large photo
 SIDE = 32  # px, the shorter side at which intricacy is measured: what is smaller is enlarged
 THUMB = 16  # px, the side of the gray thumbnails by which near duplicates are found
 NEAR = 0.998  # correlation of two thumbnails from which on their images are near duplicates
+UNSURE = {".tif": "TIFF", ".tiff": "TIFF", "": ""}  # of kinds that Pillow may not know; rows of Parquet have no names
 _AT_ONCE, _RUN, _ROWS = 4096, 64, 512
 
 Progress = Callable[[str, int, int], None]
@@ -266,14 +267,15 @@ def _header(item: Item, is_hashed: bool) -> Header:
         height, width = item.shape[:2] if item.ndim > 1 else (0, 0)
         return Header(width, height, f"array {item.dtype}", digest(item) if is_hashed else b"")
     code = digest(item) if is_hashed else b""
-    if item.suffix.lower() not in (*PHOTO_SUFFIXES, ".tif", ".tiff"):
-        return Header(0, 0, item.suffix.lower().lstrip("."), code)
+    suffix = item.suffix.lower()
+    if suffix not in (*PHOTO_SUFFIXES, *UNSURE):
+        return Header(0, 0, suffix.lstrip("."), code)
     try:
         with Image.open(io.BytesIO(item.read()) if isinstance(item, Packed) else item) as image:
             return Header(*image.size, f"{image.format} {image.mode}", code)
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
-        if item.suffix.lower() in (".tif", ".tiff"):  # of several kinds that Pillow does not know
-            return Header(0, 0, "TIFF", code)
+        if suffix in UNSURE:
+            return Header(0, 0, UNSURE[suffix], code)
         reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error)
         return Header(0, 0, "", code, f"{item}: cannot be read ({reason})")
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from cvtune.cli import app
@@ -92,6 +94,14 @@ def test_equal_and_blank_images_are_refused(folder: Path) -> None:
     found = states(facts)
     assert facts.blank == 60 and found["exact copies"] == "red" and found["content"] == "red"
     assert facts.near.extra == 0  # blank images have no likeness
+
+
+def test_rows_of_parquet_have_headers_too(folder: Path, tmp_path: Path) -> None:
+    files = sorted(folder.glob("*/*.jpg"))
+    table = {"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}
+    parquet.write_table(pa.table(table), tmp_path / "photos.parquet")
+    facts = facts_of(tmp_path / "photos.parquet")
+    assert facts.formats == {"JPEG RGB": 60} and facts.shorter == (48, 48, 48) and not facts.exact.extra
 
 
 def test_only_a_sample_is_decoded_and_large_photos_are_fewer(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

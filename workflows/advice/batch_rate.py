@@ -1,6 +1,9 @@
 """Do smaller batches want a lower learning rate?
 
-uv run cvtune advise DATA workflows/advice/batch_rate.py
+    uv run cvtune advise DATA workflows/advice/batch_rate.py
+
+On 2,062 photos of sign digits supported: +0.266, 95 % interval +0.210 to +0.322, 6 units; in 8 epochs, of which a large
+batch makes few steps. 12 minutes on two busy cores. `cvtune/docs/rules.md` has the command, all scores and the plot.
 """
 
 from advice_base import FAST, SLOW, base, crossed

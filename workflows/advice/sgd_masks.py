@@ -1,6 +1,9 @@
 """Is SGD's noise better than Adam for masks? Each with rate and momentum tuned over its own range.
 
-uv run cvtune advise DATA workflows/advice/sgd_masks.py
+    uv run cvtune advise DATA workflows/advice/sgd_masks.py
+
+On 664 photos of nuclei SGD lost 0.018 of mean IoU to Adam, 95 % interval 0.005 to 0.032, 6 units: undecided, being as
+large as what matters. 17 minutes on two busy cores. `cvtune/docs/rules.md` has the command, all scores and the plot.
 """
 
 from advice_base import base
