@@ -80,8 +80,8 @@ def init(
 ) -> None:
     """Write a workflow for a data set: what `cvtune check` found, as ranges with their reasons.
 
-    What is not in order is said; images that cannot be used get no workflow (exit code 3). --set data.NAME=VALUE says how
-    they are read, and is written down; whatever else a study sets is for the file itself.
+    What is not in order is said; images that cannot be used get no workflow (exit code 3). --set data.NAME=VALUE says
+    how they are read, and is written down; whatever else a study sets is for the file itself.
     """
     from cvtune.data_checks import checks
     from cvtune.ranges import advise, workflow
