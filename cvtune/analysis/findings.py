@@ -85,8 +85,8 @@ class Surface:
         profile: the best over the other values (learning rate first); NaN where `blank`.
         blank: where the learning rate was not covered well enough to name the best.
         extrapolated: where no trial nearby trained to max_epochs: to be hatched.
-        region: the sweet spot: the settings that may be within `epsilon` of the best; one that truly is lies inside
-            with 90 % confidence.
+        region: the sweet spot: the settings that may be within `epsilon` of the best; left out is what is shown, each
+            setting at 90 %, to be worse than the best guess by more.
         near: (G, G) in [0, 1], probability that a setting is within `epsilon` of the best guess.
         epsilon: in units of the objective: the noise floor, or one hundredth of the range where it is not known.
         best: the setting with the highest expected score of the average.

@@ -80,8 +80,8 @@ def _sweet_spot(surface: Surface, objective: str) -> str:
     return (
         f"Best guess: {_point(surface, surface.best)}, with the other values at their average.{_profiled(surface)} The "
         f"sweet spot {shape} from {surface.x.name} {x.min():.3g} to {x.max():.3g} and from {surface.y.name} "
-        f"{y.min():.3g} to {y.max():.3g}: {surface.region_share:.0%} of the searched area. A setting as good as "
-        "the best lies inside with 90 % confidence."
+        f"{y.min():.3g} to {y.max():.3g}: {surface.region_share:.0%} of the searched area. Any setting outside is "
+        f"shown, at 90 %, to be worse than the best guess by more than {surface.epsilon:.2g}."
     )
 
 
@@ -94,8 +94,8 @@ def _profiled(surface: Surface) -> str:
 def _point(surface: Surface, point: Point) -> str:
     score = point.score
     return (
-        f"{surface.x.name} {point.x:.3g} and {surface.y.name} {point.y:.3g}, where {score.mean:.3f} is expected "
-        f"({score.low:.3f} to {score.high:.3f})"
+        f"{surface.x.name} {point.x:.3g} and {surface.y.name} {point.y:.3g}, where {score.mean:.3f} is expected of the "
+        f"best epoch ({score.low:.3f} to {score.high:.3f})"
     )
 
 

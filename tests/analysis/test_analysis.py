@@ -69,6 +69,9 @@ def test_a_known_ridge_is_found(found: Findings) -> None:
     assert found.ridge.slope.high < 0
     assert found.interaction.shown and found.interaction.effect.mean < 0 and not found.interaction.scale_dependent
     assert any("the less regularize.strength is of use" in sentence for sentence in found.sentences)
+    by = f"{found.surface.epsilon:.2g}"
+    outside = f"Any setting outside is shown, at 90 %, to be worse than the best guess by more than {by}."
+    assert any(sentence.endswith(outside) and "of the best epoch" in sentence for sentence in found.sentences)
 
 
 def test_importance_shares_add_up_and_the_idle_rate_comes_last(found: Findings) -> None:

@@ -14,8 +14,10 @@ Results are kept as one small Parquet file per kind (`--out`); a run that was br
 - best: share of studies whose sweet spot holds the best setting, for truths where one is (where many are as good, which
   is best is a matter of rounding)
 - area: mean share of the searched area that the sweet spot takes; near: that of the settings truly within epsilon
-- top: share of studies in which the true score at the best guess lies in its 90 % interval
-- band: share of settings whose true average lies in the pointwise 90 % interval; width: of that interval, in logits
+- top: share of studies in which the true score at the best guess lies in its 90 % interval; first that of the best
+  epoch (a trial's score: the highest of several noisy ones), then the final one without noise, which is lower
+- band: share of settings whose true average (of the best epoch; of the final score) lies in the pointwise 90 %
+  interval; width: of that interval, in logits
 - slope: coverage of the 90 % interval of the ridge's slope, and its mean width
 - effect: coverage of the 95 % interval of the interaction, and its mean width, in logits
 - shown: share of studies whose interaction is said to be shown (and with the right sign, where there is one), with the
@@ -39,7 +41,7 @@ from threadpoolctl import threadpool_limits
 from truths import DEVELOPMENT, ISSUE, KINDS, World, bump, world
 
 from cvtune import ASHA, Budget, LogUniform, Recipe, Study, Uniform, space
-from cvtune.analysis.design import design_of
+from cvtune.analysis.design import Link, design_of
 from cvtune.analysis.response import fit
 from cvtune.analysis.surface import Map, bilinear, interaction_of, interval, map_of, region_of, slopes
 from cvtune.analysis.tables import Tables
@@ -47,6 +49,7 @@ from cvtune.controls import _Asha
 
 EPOCHS, TRIALS, NOISE = 9, 32, 3
 IMAGES = 1000  # for validation
+RATES = 40  # learning rates, and curves, that an expected best epoch is the mean of
 CHUNK = 25  # repetitions between two writes
 SPACE = space(
     {"augment.strength": Uniform(0, 1), "regularize.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-3, 1e-1)}
@@ -74,15 +77,28 @@ def averaged(true: World, u: np.ndarray) -> np.ndarray:
     return np.asarray(true.final(u[None, :], u[:, None]) + over_rates + np.zeros((len(u), len(u))))
 
 
-def curve(true: World, u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(EPOCHS,) scores of one trial at a place (3,)."""
+def curves(true: World, u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(M, EPOCHS) scores of trials at places (M, 3)."""
     height, by_x, power = true.climb
     epochs = np.arange(1, EPOCHS + 1.0)
     missing = (epochs**-power - EPOCHS**-power) / (1 - EPOCHS**-power)
-    lift = height + by_x * u[0] + 0.15 * rng.standard_normal()
-    value = final(true, u[None])[0] + true.luck(u[0], u[1]) * rng.standard_normal() - lift * missing
-    chance = 1 / (1 + np.exp(-value - 0.03 * rng.standard_normal(EPOCHS)))
+    lift = height + by_x * u[:, 0] + 0.15 * rng.standard_normal(len(u))
+    top = final(true, u) + true.luck(u[:, 0], u[:, 1]) * rng.standard_normal(len(u))
+    value = top[:, None] - lift[:, None] * missing
+    chance = 1 / (1 + np.exp(-value - 0.03 * rng.standard_normal(value.shape)))
     return rng.binomial(IMAGES, chance) / IMAGES
+
+
+def reached(true: World, u: np.ndarray, link: Link) -> np.ndarray:
+    """(G, G) how much higher than `averaged` the best epoch is expected to be, in logits: mean of RATES curves each.
+
+    The score of a trial is its best epoch, the highest of several noisy scores; that is what the surface is about.
+    """
+    place = np.stack([np.tile(u, len(u)), np.repeat(u, len(u)), np.zeros(len(u) ** 2)], 1)
+    place = np.repeat(place, RATES, axis=0)
+    place[:, 2] = np.tile((np.arange(RATES) + 0.5) / RATES, len(u) ** 2)
+    best = link.raw(curves(true, place, np.random.default_rng(0)).max(1))
+    return np.asarray((best - final(true, place)).reshape(len(u), len(u), RATES).mean(2))
 
 
 class Sampler:
@@ -120,10 +136,10 @@ def simulated(true: World, searcher: str, seed: int, rng: np.random.Generator, t
     asha, sampler = _Asha(ASHA(), EPOCHS), Sampler(searcher, seed, rng)
     rows: list[tuple[str, str, np.ndarray, np.ndarray]] = []
     default = np.array([0.5, 0.25, 0.5])
-    rows += [(f"n{k}", "noise", default, curve(true, default, rng)) for k in range(NOISE)]
+    rows += [(f"n{k}", "noise", default, curves(true, default[None], rng)[0]) for k in range(NOISE)]
     for k in range(trials):
         u = sampler.ask()
-        scores = curve(true, u, rng)
+        scores = curves(true, u[None], rng)[0]
         scores = scores[: asha.train(scores, float(u[:2].mean()), 0)]
         sampler.tell(scores)
         rows.append((f"s{k}", "search", u, scores))
@@ -149,11 +165,13 @@ def repetition(kind: str, searcher: str, number: int, trials: int, size: float) 
     true = world(kind, rng, size)
     design = design_of(simulated(true, searcher, number, rng, trials))
     found = map_of(fit(design, (0, 1), 0), (0, 1))
-    return {"searcher": searcher, "trials": trials} | judged(found, averaged(true, found.u))
+    return {"searcher": searcher, "trials": trials} | judged(
+        found, averaged(true, found.u), reached(true, found.u, design.link)
+    )
 
 
-def judged(found: Map, truth: np.ndarray) -> dict[str, Any]:
-    """What is said beside what is true (G, G), in logits."""
+def judged(found: Map, truth: np.ndarray, more: np.ndarray) -> dict[str, Any]:
+    """What is said beside what is true (G, G), in logits; `more`: what the best epoch has on top."""
     link = found.design.link
     epsilon = float(np.std(found.design.score[:NOISE], ddof=1))
     inside, _ = region_of(link.to_score(found.draws), epsilon)
@@ -161,7 +179,7 @@ def judged(found: Map, truth: np.ndarray) -> dict[str, Any]:
     near, best = score >= score.max() - epsilon, truth >= truth.max() - 1e-9
     guess = found.draws.mean(0).argmax()
     low, high = np.quantile(found.draws, [0.05, 0.95], axis=0) * link.scale + link.shift
-    held = (low <= truth) & (truth <= high)
+    held, held_best = ((low <= t) & (t <= high) for t in (truth, truth + more))
     slope, true_slope = interval(slopes(found.draws, found.u), 0.9), slopes(truth[None], found.u)[0]
     effect = interaction_of(found)
     true_effect = bilinear(truth[None], found.u)[0]
@@ -170,8 +188,10 @@ def judged(found: Map, truth: np.ndarray) -> dict[str, Any]:
         "best": bool((inside & best).any()),
         "area": float(inside.mean()),
         "near": float(near.mean()),
-        "top": bool(held.ravel()[guess]),
-        "band": float(held.mean()),
+        "top": bool(held_best.ravel()[guess]),
+        "top_final": bool(held.ravel()[guess]),
+        "band": float(held_best.mean()),
+        "band_final": float(held.mean()),
         "width": float((high - low).mean()),
         "slope": bool(slope.low <= true_slope <= slope.high),
         "slope_width": slope.high - slope.low,
@@ -202,7 +222,8 @@ def told(kind: str, searcher: str, rows: list[dict[str, Any]]) -> str:
     best = f"{mean['best']:.1%} ({_share(rows, 'best')})" if KINDS[kind].has_place else "-"
     return (
         f"| {kind} | {searcher} | {len(rows)} | {mean['inside']:.1%} (+-{_error(rows, 'inside'):.1%}) | {best} "
-        f"| {mean['area']:.0%} of {mean['near']:.0%} | {mean['top']:.1%} | {mean['band']:.1%}, {mean['width']:.2f} "
+        f"| {mean['area']:.0%} of {mean['near']:.0%} | {mean['top']:.1%} ({_share(rows, 'top')}), "
+        f"{mean['top_final']:.1%} | {mean['band']:.1%}, {mean['band_final']:.1%}, {mean['width']:.2f} "
         f"| {mean['slope']:.1%}, {mean['slope_width']:.2f} | {mean['effect']:.1%}, {mean['effect_width']:.1f} "
         f"| {mean[shown]:.1%} ({_share(rows, shown)}) | {mean['regret']:.2f} |"
     )
@@ -233,7 +254,7 @@ def main() -> None:
     given = parser.parse_args()
     kinds = given.kinds or (ISSUE if given.truths == "issue" else DEVELOPMENT)
     print(
-        "| truth | searcher | studies | inside | best | area of near | top | band, width | slope, width "
+        "| truth | searcher | studies | inside | best | area of near | top, final | band, final, width | slope, width "
         "| effect, width | shown | regret |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
     with threadpool_limits(1):
