@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -128,12 +129,17 @@ class _Played:
 
     def _report(self, now: float, trial: str) -> None:
         record = self._ledger.history.trials[trial]
-        epoch = self._age(trial) + 1
+        in_fold = self._study.recipe.max_epochs
+        epoch = record.steps % in_fold + 1 if self._study.recipe.data.folds else self._age(trial) + 1
         quality = self._quality.setdefault(trial, float(self._rng.uniform()))
         score = quality * (1 - np.exp(-epoch / RISE))
-        numbers = {"train_loss": 1.0, "val_loss": 1.0, "seconds": self._cost.epoch}
+        numbers: dict[str, Any] = {"train_loss": 1.0, "val_loss": 1.0, "seconds": self._cost.epoch}
         numbers |= {"step": record.steps + 1, "epoch": epoch}
         numbers[self._study.objective] = score if self._study.better == "max" else 1 - score
+        if self._study.recipe.data.folds:
+            over = epoch == in_fold
+            folds = (record.steps + over) // in_fold
+            numbers |= {"folds": folds, "folds_mean": numbers[self._study.objective] if over else None}
         ruling = self._ledger.report(trial, numbers, {"attempt": 1, "node": "", "pid": 0})
         self._due = [(when, name) for when, name in self._due if name not in ruling.stops]
         heapq.heapify(self._due)
@@ -159,7 +165,7 @@ class _Played:
         return Forecast(
             trials=len(records),
             epochs=epochs,
-            full=sum(r.recipe.max_epochs for r in records),
+            full=sum(r.recipe.total_epochs for r in records),
             counted=counted,
             search_s=self._search_over or now,
             wall_s=now + tests,

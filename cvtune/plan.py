@@ -20,7 +20,8 @@ from cvtune.study import Study, make
 
 FORMAT = 1
 FILE = "plan.json"  # in the study's folder
-TRIALS, AT_ONCE, EPOCHS = 4, 2, 3  # of the calibration: two begin in new processes, two in processes that are there
+TRIALS, AT_ONCE = 4, 2  # of the calibration: two begin in new processes, two in processes that are there
+EPOCHS, FOLD_EPOCHS = 3, 2  # of each of them; where there are folds, of each fold
 CLOSE = 0.3  # how far a plan may be off before it is said to be wrong
 
 
@@ -49,7 +50,7 @@ class Plan:
         hours = found.device_s * self.per_second / 3600
         saved = found.full - found.epochs
         measured = f"{cost.epoch + cost.between:.2g} s per epoch, {cost.trial:.2g} s to begin a trial, "
-        measured += f"{cost.process:.2g} s to begin a process ({TRIALS} trials of up to {EPOCHS} epochs)"
+        measured += f"{cost.process:.2g} s to begin a process ({TRIALS} short trials)"
         trains = f"{found.trials} trials, {found.epochs} of {found.full} epochs: stopping early should save "
         trains += f"{saved} ({saved / found.full:.0%})"
         takes = f"{hours:.2g} {self.unit}; {_span(found.wall_s)} with {self.slots} trials at once, of which the search "
@@ -70,10 +71,6 @@ def plan(study: Study, storage: Path, cache: Path | None, roots: tuple[str, ...]
     """
     if not study.budget.trials:
         raise ConfigError("budget.trials = 0: there is no search to plan. Set the trials that you want.")
-    if study.recipe.data.folds:
-        raise ConfigError(
-            f"data.folds = {study.recipe.data.folds}: trials over folds are not planned. Plan without them."
-        )
     with tempfile.TemporaryDirectory(prefix="cvtune-plan-") as folder:
         done = run_study(_short(study), Path(folder), cache, "never", roots)
         if done.signal is not None:
@@ -140,7 +137,7 @@ def _about(study: Study) -> dict[str, Any]:
 
 def _short(study: Study) -> Study:
     """A few short trials at random points of the space, none of which is stopped."""
-    few = min(EPOCHS, study.recipe.max_epochs)
+    few = min(FOLD_EPOCHS if study.recipe.data.folds else EPOCHS, study.recipe.max_epochs)
     short: dict[str, Any] = {
         "max_epochs": few,
         "changes": (),

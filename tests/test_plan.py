@@ -39,6 +39,14 @@ def test_every_scheduler_can_be_played(name: str) -> None:
     assert found.epochs == found.full if name == "pbt" else 14 < found.epochs < found.full
 
 
+def test_over_folds_epochs_are_those_of_all_folds_and_trials_are_stopped_after_whole_ones() -> None:
+    found = forecast(with_(scheduler__name="fifo", data__folds=3), COST, 1)
+    assert (found.trials, found.epochs, found.full) == (14, 14 * 27, 14 * 27)
+    stopped = forecast(with_(data__folds=3), COST, 2)
+    assert 14 * 9 < stopped.epochs < stopped.full and stopped.epochs % 9 == 0
+    assert plan._short(with_(data__folds=3)).recipe.total_epochs == 6
+
+
 def test_more_trials_at_once_take_less_time_and_the_confirmation_comes_on_top() -> None:
     alone, four = (forecast(BASE, COST, slots) for slots in (1, 4))
     assert four.wall_s < 0.5 * alone.wall_s
