@@ -379,7 +379,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return list(read(folder))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loop_whose_loss_is_nan_diverges(tmp_path: Path) -> None:
     (tmp_path / "my_loop.py").write_text((ROOT / "tests" / "loops_under_test.py").read_text())
     write_study = PAGE.split("`my_study.py` is the workflow:")[1]

@@ -104,7 +104,7 @@ def test_lightning_runs(tmp_path: Path) -> None:
     check_tables(run("lightning", tmp_path, *small), trials=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_imbalanced_images_settle_what_the_whole_study_compares_by(tmp_path: Path) -> None:
     small = ("budget.trials=2", "max_epochs=1", "noise_seeds=0", "confirm.top=0", "confirm.seeds=2")
     study_folder = run("imbalance", tmp_path, *small)
