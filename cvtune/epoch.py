@@ -78,6 +78,9 @@ class Epoch:
         "Of masks: share of the probe set's labelled points that are predicted as another class than the first.",
         default=None,
     )
+    start_loss: float | None = _metric(
+        "clean_loss before the first step; in the first report only (of each fold).", "nats", default=None
+    )
     fold: int | None = _metric(
         "Fold that is trained, from 1: its images are the validation images. Null without data.folds.", default=None
     )

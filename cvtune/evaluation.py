@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,16 @@ def evaluate(run: Run, stop: Callable[[], bool] = never) -> dict[str, Any]:
         start += len(logits)
     scores: dict[str, Any] = dict.fromkeys(VAL) | {f"clean_{name}": clean[name] for name in ("loss", "accuracy")}
     return scores | {f"val_{name}": value for name, value in sums.scores().items()} | run.probe.look(said)
+
+
+def clean_loss(run: Run, stop: Callable[[], bool] = never) -> float | None:
+    """`clean_loss` of an Epoch for the current weights.
+
+    Raises:
+        Stopped: `stop`, asked before every batch, said so.
+    """
+    loss = summed(run, run.data.train, stop, run.clean).scores()["loss"]
+    return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
 def score_test(run: Run, stop: Callable[[], bool] = never) -> tuple[dict[str, Score], dict[str, np.ndarray]]:

@@ -24,7 +24,7 @@ from cvtune.data import Dataset
 from cvtune.data.loader import Loader, derived_seed, report_order, subset
 from cvtune.epoch import Epoch
 from cvtune.errors import CvtuneError
-from cvtune.evaluation import Stopped, evaluate, never
+from cvtune.evaluation import Stopped, clean_loss, evaluate, never
 from cvtune.evaluation import score_test as score_test  # as `own_loop` and `folds` have one
 from cvtune.kinds import PHOTO, to_json, values_of
 from cvtune.microbatch import MicroBatches, share_of
@@ -202,6 +202,7 @@ def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
         run.model.freeze_backbone(run.epoch < now.model.freeze_epochs)
         run.check_in_force(now)
         try:
+            start = None if run.epoch else clean_loss(run, stop)
             done = one_pass(run, now, seed_everything(run.recipe.seed, run.step), stop)
             trained = time.perf_counter() - started
             scores = evaluate(run, stop)
@@ -214,6 +215,7 @@ def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
             train_loss=done.loss,
             train_accuracy=done.accuracy,
             **scores,
+            start_loss=start,
             lr=done.lr,
             weight_decay=run.stepper.weight_decay,
             dropout=float(dict(run.in_force()).get("regularize.dropout") or 0.0),
