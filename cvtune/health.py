@@ -4,7 +4,8 @@ Several verdicts may hold at once, and one that does not hold is no proof of the
 alone, at the reports made so far. How often they are right was measured on runs that did not set the thresholds: see
 `docs/health.md`, and `tests/bench/health.py`, which also defines what each verdict means by the outcome of a run.
 
-Losses are compared with that of guessing (ln K for K classes), so that thresholds mean the same for any task.
+Losses are compared with that of guessing (ln K for K classes), so that thresholds mean the same for any task; *start*
+is the larger one of that and `clean_loss` before the first step.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from cvtune.history import TrialRecord
 Floats = npt.NDArray[np.float64]
 
 FEWEST = 4  # reports; below it only a loss that is not finite says anything
-BURST = 1.2  # x the loss of guessing
-EXPLODED = 200.0  # the same: batch norm's moving averages lag behind at good rates too, by up to 70
+BURST = 1.2  # x the loss of an untrained network
+EXPLODED = 200.0  # x the loss of guessing: batch norm's moving averages lag behind at good rates too, by up to 70
 FLIPS = 0.75  # share of predictions
 STUCK = 0.7  # of guessing
 ASTRAY = 2.5  # x the norm of the weights at the first report
@@ -188,8 +189,11 @@ def _too_high(curves: Curves) -> str | None:
         return f"The loss was finite up to report {curves.broken}, at a peak rate of {curves.peak:.3g}, then no number."
     name, chance = curves.known, curves.chance
     loss, known = curves.of("train_loss"), curves.of(name)
-    if loss.max() > BURST * chance:
-        return f"train_loss was up to {loss.max():.3g} at rates up to {curves.peak:.3g}; guessing has {chance:.3g}."
+    if loss.max() > BURST * curves.start:
+        return (
+            f"train_loss was up to {loss.max():.3g} at rates up to {curves.peak:.3g}; an untrained network has "
+            f"{curves.start:.3g}."
+        )
     if np.nanmax(known) > EXPLODED * chance:
         return (
             f"{name} was up to {np.nanmax(known):.3g} (guessing has {chance:.3g}) at rates up to {curves.peak:.3g}, "
@@ -243,7 +247,13 @@ def _underfitting(curves: Curves) -> str | None:
 def _too_strong(curves: Curves) -> str | None:
     strength, train, last = (curves.last(name) for name in ("augment_strength", "train_loss", "clean_loss"))
     lost, chance = train - last, curves.chance
-    if strength > 0 and lost > LOST * chance and last > KNOWN * chance and curves.gap < SAME * chance:
+    if (
+        strength > 0
+        and lost > LOST * chance
+        and last > KNOWN * chance
+        and curves.gap < SAME * chance
+        and not _too_high(curves)
+    ):
         return (
             f"At strength {strength:.2g} train_loss ended at {train:.3g} on augmented images, {lost:.3g} above that of "
             f"images as they are, and val_loss is hardly higher than that ({curves.gap:+.3g}): there is no overfitting "
@@ -264,18 +274,18 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "diverged",
         ("train_loss", "val_loss", "clean_loss", "start_loss"),
-        "a loss is not finite, or clean_loss ends above that of guessing and of the network before its first step",
+        "a loss is not finite, or clean_loss ends above start",
         "what the word means",
         _diverged,
         broken=True,
     ),
     Rule(
         "learning rate too high",
-        ("train_loss", "clean_loss", "weight_norm", "probe_flips", "lr"),
-        f"train_loss is above {BURST:g} x guessing at any report, or clean_loss above {EXPLODED:g} x, or a loss is not "
-        f"finite; or clean_loss is above {STUCK:.0%} of guessing though weight_norm grew to more than {ASTRAY:g} x its "
-        f"value at the first report; or more than {FLIPS:.0%} of the probe set's predictions change from report to "
-        "report while the rate is at least half of its peak",
+        ("train_loss", "clean_loss", "start_loss", "weight_norm", "probe_flips", "lr"),
+        f"train_loss is above {BURST:g} x start at any report, or clean_loss above {EXPLODED:g} x guessing, or a loss "
+        f"is not finite; or clean_loss is above {STUCK:.0%} of guessing though weight_norm grew to more than {ASTRAY:g} x "
+        f"its first value; or more than {FLIPS:.0%} of the probe set's predictions change from report to report while "
+        "the rate is at least half of its peak",
         f"predictions that change while the loss falls: the practitioners' rule; numbers: {DEV}",
         _too_high,
         broken=True,
@@ -283,8 +293,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "learning rate too low",
         ("clean_loss", "weight_norm"),
-        f"clean_loss ends above {SLOW:.0%} of guessing, weight_norm is at no report more than {GROWN:g} x that of the "
-        "first one, and the rate is not too high",
+        f"clean_loss ends above {SLOW:.0%} of guessing, weight_norm is at no report more than {GROWN:g} x its first "
+        "value, and the rate is not too high",
         DEV,
         _too_low,
         whole=True,
@@ -309,7 +319,7 @@ RULES: tuple[Rule, ...] = (
         "augmentation too strong",
         ("train_loss", "clean_loss", "val_loss", "augment_strength"),
         f"train_loss ends more than {LOST:.0%} of guessing above clean_loss, which is above {KNOWN:.0%} of it, and "
-        f"val_loss at most {SAME:.0%} higher",
+        f"val_loss at most {SAME:.0%} higher, and the rate is not too high",
         DEV,
         _too_strong,
         whole=True,
