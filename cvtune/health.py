@@ -109,7 +109,7 @@ class Curves:
     def start(self) -> float:
         """`clean_loss` before the first step, at least that of guessing."""
         told = self.of("start_loss")
-        return max([self.chance, *told[np.isfinite(told)]])
+        return float(max([self.chance, *told[np.isfinite(told)]]))
 
     @property
     def growth(self) -> float:
@@ -283,9 +283,9 @@ RULES: tuple[Rule, ...] = (
         "learning rate too high",
         ("train_loss", "clean_loss", "start_loss", "weight_norm", "probe_flips", "lr"),
         f"train_loss is above {BURST:g} x start at any report, or clean_loss above {EXPLODED:g} x guessing, or a loss "
-        f"is not finite; or clean_loss is above {STUCK:.0%} of guessing though weight_norm grew to more than {ASTRAY:g} x "
-        f"its first value; or more than {FLIPS:.0%} of the probe set's predictions change from report to report while "
-        "the rate is at least half of its peak",
+        f"is not finite; or clean_loss is above {STUCK:.0%} of guessing though weight_norm grew to more than "
+        f"{ASTRAY:g} x its first value; or more than {FLIPS:.0%} of the probe set's predictions change from report to "
+        "report while the rate is at least half of its peak",
         f"predictions that change while the loss falls: the practitioners' rule; numbers: {DEV}",
         _too_high,
         broken=True,

@@ -21,15 +21,18 @@ WELL = {
     "probe_entropy": [0.8, 0.95, 0.98, 0.99, 0.99, 0.99],
     "lr": [0.005, 0.01, 0.009, 0.006, 0.003, 0.001],
     "augment_strength": [0.3] * 6,
+    "start_loss": [2.35, None, None, None, None, None],
+    "weight_norm": [16.0, 17.0, 18.5, 19.5, 20.0, 20.2],
     "val_recall": [[0.5] * 10] * 6,
 }
 ILL: dict[str, dict[str, list[Any]]] = {
-    "diverged": {"train_loss": [2.0, 3.0, 5.0, None]},
+    "diverged": {"train_loss": [2.0, 3.0, 5.0, None], "clean_loss": [2.0, 3.0, 5.0, None]},
     "learning rate too high": {"probe_flips": [None, 0.9, 0.8, 0.85, 0.5, 0.3]},
     "learning rate too low": {
         "train_loss": [2.3, 2.25, 2.2, 2.15, 2.12, 2.1],
         "clean_loss": [2.28, 2.2, 2.15, 2.1, 2.08, 2.05],
         "val_loss": [2.29, 2.22, 2.18, 2.12, 2.1, 2.1],
+        "weight_norm": [16.0, 16.05, 16.1, 16.1, 16.1, 16.1],
     },
     "overfitting": {
         "clean_loss": [1.0, 0.4, 0.1, 0.05, 0.02, 0.01],
@@ -76,6 +79,27 @@ def test_a_run_that_is_ill_gets_its_verdict_with_the_numbers_that_it_is_seen_by(
     assert any(sign.isdigit() for sign in found[name]) and found[name].endswith(".")
     if name not in ("diverged", "learning rate too low"):  # these come with others by what they mean
         assert len(found) == 1, found
+
+
+def test_diverged_is_worse_than_before_the_first_step() -> None:
+    end = {"train_loss": [2.5, 2.6, 2.5, 2.45, 2.4, 2.36], "clean_loss": [2.6, 2.5, 2.45, 2.4, 2.38, 2.34]}
+    assert "diverged" not in names(health.verdicts(reports(**end)))
+    assert "diverged" in names(health.verdicts(reports(**end, start_loss=[2.33] + [None] * 5)))
+    assert "diverged" in names(health.verdicts(reports(**end, start_loss=[None] * 6)))  # then above guessing, 2.303
+
+
+def test_a_rate_is_too_high_that_moves_the_weights_far_to_nowhere_and_too_low_that_does_not_move_them() -> None:
+    stuck = {name: [2.25] * 6 for name in ("train_loss", "clean_loss", "val_loss")}
+    far, near = [6.0, 8.0, 12.0, 15.0, 17.0, 18.0], [6.0, 6.1, 6.1, 6.1, 6.1, 6.1]
+    high, low = (names(health.verdicts(reports(**stuck, weight_norm=norms))) for norms in (far, near))
+    assert high == {"learning rate too high", "underfitting"} and low == {"learning rate too low", "underfitting"}
+
+
+def test_averages_of_batch_norm_that_lag_behind_and_an_untrained_networks_high_loss_are_no_bad_rate() -> None:
+    assert health.verdicts(reports(clean_loss=[2.4, 60.0, 9.0, 1.2, 0.3, 0.25])) == ()
+    first = reports(train_loss=[3.0, 1.2, 0.8, 0.5, 0.4, 0.35])
+    assert names(health.verdicts(first)) == {"learning rate too high"}
+    assert health.verdicts([first[0] | {"start_loss": 3.1}, *first[1:]]) == ()
 
 
 def test_several_verdicts_may_hold_at_once() -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 from torchmetrics.functional.segmentation import dice_score
 
-from cvtune import actor, checkpoint, metrics, results
+from cvtune import actor, checkpoint, health, metrics, results
 from cvtune.bootstrap import MASK_METRICS, TAG_METRICS
 from cvtune.confirm import compare, made_and_truth
 from cvtune.data import Dataset, Part, open_dataset
@@ -348,6 +348,17 @@ def test_it_learns(task: str, metric: str, least: float, more: dict[str, Any]) -
     has = {f"val_{name}" for name in run.task.scores}
     assert {name for name in numbers if name.startswith("val_") and numbers[name] is not None} == has
     assert 0 < numbers["train_accuracy"] <= 1 and 0 < numbers["clean_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("task", ["segment", "multilabel"])
+def test_health_knows_a_rate_that_learns_from_one_that_breaks_and_one_that_does_nothing(task: str) -> None:
+    def verdicts(rate: float) -> set[str]:
+        run = Run(small(task, optim__lr=rate, optim__schedule="constant", max_epochs=6), dataset(task))
+        return {verdict.name for verdict in health.verdicts([epoch.numbers() for epoch in train(run)])}
+
+    assert verdicts(1e-2) == set()
+    assert verdicts(100.0) >= {"diverged", "learning rate too high"}
+    assert {name for name in verdicts(1e-6) if "rate" in name or "diverged" in name} == {"learning rate too low"}
 
 
 @pytest.mark.parametrize("task", ["segment", "multilabel"])

@@ -13,7 +13,7 @@ from cvtune import checkpoint
 from cvtune.data import Dataset, Part, open_dataset
 from cvtune.epoch import FOLDS, METRICS, Epoch
 from cvtune.errors import DataError
-from cvtune.evaluation import predict, score_test
+from cvtune.evaluation import predict, score_test, summed
 from cvtune.models import Network
 from cvtune.optim import Stepper
 from cvtune.recipe import MUTABLE, Recipe
@@ -53,6 +53,19 @@ def numbers(epoch: Epoch) -> dict[str, float]:
     return {name: value for name, value in epoch.numbers().items() if name not in TIMES}
 
 
+def test_the_first_report_tells_the_loss_before_the_first_step_which_changes_nothing(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = SMALL.replace({"max_epochs": 2})
+    fresh = Run(two, digits)
+    untrained = summed(fresh, digits.train, indices=fresh.clean).scores()["loss"]
+    epochs = list(train(fresh))
+    assert [e.start_loss for e in epochs] == [untrained, None]
+    monkeypatch.setattr("cvtune.train.clean_loss", lambda run, stop: None)
+    without = list(train(Run(two, digits)))
+    assert [numbers(e) | {"start_loss": 0.0} for e in without] == [numbers(e) | {"start_loss": 0.0} for e in epochs]
+
+
 def test_it_learns_and_every_number_is_sane(digits: Dataset) -> None:
     epochs = list(train(Run(SMALL.replace({"max_epochs": 5, "data.train_fraction": 1.0}), digits)))
     assert epochs[-1].val_accuracy > 0.85
@@ -65,6 +78,7 @@ def test_it_learns_and_every_number_is_sane(digits: Dataset) -> None:
         "val_map",
         "val_iou",
         "probe_area",
+        "start_loss",
         *FOLDS,
     }
     recall = last.pop("val_recall")
@@ -168,12 +182,12 @@ def test_stop_ends_between_batches_without_a_report(digits: Dataset) -> None:
     def stop() -> bool:
         nonlocal asked
         asked += 1
-        return asked > 9
+        return asked > 10
 
     run = Run(SMALL, digits)
     epochs = list(train(run, stop))
-    assert len(epochs) == run.epoch == 1  # six batches an epoch: the second one was broken off
-    assert asked == 10
+    assert len(epochs) == run.epoch == 1  # once before the first step, six batches an epoch: the second was broken off
+    assert asked == 11
 
 
 def test_stop_breaks_off_the_evaluation_too(digits: Dataset) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import health
+import health_sets
+import numpy as np
 import pytest
 
 
@@ -40,6 +43,12 @@ def test_a_difference_beyond_the_noise_that_is_of_no_interest_is_unclear() -> No
     assert labels(run(3.0, 0, [2.0, 0.51]))["learning rate too high"] is False
 
 
+def test_a_difference_of_interest_within_the_noise_is_unclear_too() -> None:
+    noisy = dataclasses.replace(health.group_of(swept()), error=0.2)
+    assert health.labels(run(3.0, 0, [2.0, 0.8]), noisy)["learning rate too high"] is None
+    assert health.labels(run(3.0, 0, [2.0, 0.95]), noisy)["learning rate too high"] is True
+
+
 @pytest.mark.parametrize(
     ("end", "diverged"), [([2.0, math.nan], True), ([0.9, 2.6], True), ([2.0, 2.3], False)]
 )  # fmt: skip
@@ -50,7 +59,9 @@ def test_diverged_is_what_ends_above_its_start_or_in_no_number(end: list[float],
 def test_overfitting_and_collapse_are_seen_on_test_images() -> None:
     assert labels(run(2.0, 0, [0.5, 0.9], gap=[0.4, 0.05]))["overfitting"] is True
     assert labels(run(2.0, 0, [0.5, 0.6], gap=[0.1, 0.02]))["overfitting"] is None
-    assert labels(run(2.0, 0, [0.5, 0.9], gap=[0.4, 0.3]))["overfitting"] is False
+    assert labels(run(2.0, 0, [0.5, 0.9], gap=[0.4, 0.3]))["overfitting"] is None
+    assert labels(run(2.0, 0, [0.5, 0.6], gap=[0.1, 0.1]))["overfitting"] is False
+    assert labels(run(4.0, 0, [0.5, 2.6], gap=[2.1, 0.05]))["overfitting"] is False  # it diverged
     assert labels(run(2.0, 0, [2.0, 2.3], top=[0.95, 0.1]))["collapsed to the majority class"] is True
     assert labels(run(2.0, 0, [2.0, 2.3], top=[0.95, 0.7]))["collapsed to the majority class"] is False
 
@@ -61,6 +72,13 @@ def test_wilsons_interval() -> None:
 
 
 def test_development_and_test_share_no_data_and_test_has_what_development_has_not() -> None:
-    known, new = (list(zip(*part, strict=True)) for part in (health.DEVELOPMENT, health.TEST))
-    assert not set(known[0]) & set(new[0]) and len(set(new[0])) >= 2
-    assert set(new[1]) - set(known[1]) and set(new[2]) - set(known[2])
+    known, new = ([set(of) for of in zip(*(group for group, _ in part), strict=True)] for part in health.PARTS.values())
+    assert not known[0] & new[0] and len(new[0]) >= 2
+    assert not known[1] & new[1] and new[2] - known[2]
+
+
+def test_what_the_bench_draws_is_the_same_each_time(tmp_path: Path) -> None:
+    first, again = health_sets.shapes(tmp_path), health_sets.shapes(tmp_path)
+    for part, count in (("train", health_sets.TRAIN), ("val", health_sets.VAL), ("test", health_sets.HELD)):
+        assert first[part][0].shape == (count, 16, 16, 3) and first[part][0].dtype == np.uint8
+        assert (first[part][0] == again[part][0]).all() and set(first[part][1]) == set(range(len(health_sets.SHAPES)))
