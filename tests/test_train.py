@@ -196,11 +196,11 @@ def test_stop_breaks_off_the_evaluation_too(digits: Dataset) -> None:
     def stop() -> bool:
         nonlocal asked
         asked += 1
-        return asked > 6
+        return asked > 7
 
     run = Run(SMALL, digits)
     assert not list(train(run, stop))
-    assert (asked, run.epoch, run.step) == (7, 0, 0)  # after the last of six batches, before the first evaluation
+    assert (asked, run.epoch, run.step) == (8, 0, 0)  # after the last of six batches, before the evaluation
 
 
 # --- weights of another trial -----------------------------------------------------------------------------------
