@@ -28,7 +28,7 @@ def parts(study: str, records: Iterable[TrialRecord], schema: pa.Schema) -> Iter
         if sum(len(some.epochs) for some in taken) >= PART:
             yield _part(study, taken, schema)
             taken = []
-    if taken:
+    if any(record.epochs for record in taken):  # a study that failed at once has reported nothing
         yield _part(study, taken, schema)
 
 
