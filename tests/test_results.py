@@ -131,3 +131,17 @@ def test_what_a_loop_of_the_users_own_leaves_out_is_null(tmp_path: Path) -> None
     (row,) = pq.read_table(study / "tables" / "epochs.parquet").to_pylist()
     assert math.isnan(row["train_loss"]) and row["val_loss"] == 1
     assert row["parameters"] is None and row["micro_batch"] is None and row["val_accuracy"] is None
+
+
+def test_a_study_that_failed_before_any_report_has_tables_without_rows(tmp_path: Path) -> None:
+    study = tmp_path / "digits"
+    (study / "journal").mkdir(parents=True)
+    (study / "study.json").write_text(STUDY.to_json({}))
+    journal = Journal(study / "journal" / "0001.jsonl")
+    journal.append("open", {"term": 1, "host": "here"})
+    proposed = {"index": 0, "role": "search", "label": "", "values": {}, "waiting": False, "recipe": {}}
+    journal.append("trial", {"trial": "0", **proposed})
+    journal.close()
+    write_tables(study)
+    assert pq.read_table(study / "tables" / "epochs.parquet").num_rows == 0
+    assert pq.read_table(study / "tables" / "trials.parquet").num_rows == 1
