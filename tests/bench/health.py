@@ -87,6 +87,7 @@ TEST = [
 PARTS = {"development": DEVELOPMENT, "test": TEST}
 GOOD = {"adamw": 1e-2, "rmsprop": 3e-3, "sgd": 0.3, "adam": 5e-3, "adagrad": 3e-2}  # where the rate is not swept
 SEEDS = 3
+RARE = 0.1  # share of ill runs for which the last column gives the precision
 RELEVANT = 0.1  # of what training gains: the smallest difference that is of interest
 
 
@@ -314,18 +315,21 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
 
 def show(folder: Path, part: str) -> None:
     """Print the table of a part as Markdown."""
-    print("| verdict | runs with it | without | unclear (said) | recall | precision | prevalence |")
-    print("|---|---|---|---|---|---|---|")
+    print("| verdict | runs with it | without | unclear (said) | recall | false alarms | precision | in | at 10 % |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, hit, missed, alarm, silent, unclear, said in score(folder, part):
-        shares = [
-            f"{hits / of:.2f} ({wilson(hits, of)[0]:.2f} to {wilson(hits, of)[1]:.2f})" if of else "-"
-            for hits, of in ((hit, hit + missed), (hit, hit + alarm))
-        ]
-        total = max(1, hit + missed + alarm + silent)
-        print(
-            f"| {name} | {hit + missed} | {alarm + silent} | {unclear} ({said}) | {shares[0]} | {shares[1]} "
-            f"| {(hit + missed) / total:.2f} |"
-        )
+        ill, well = hit + missed, alarm + silent
+        shares = [interval(hit, ill), interval(alarm, well), interval(hit, hit + alarm)]
+        recall, false = hit / max(1, ill), alarm / max(1, well)
+        usual = RARE * recall / max(1e-9, RARE * recall + (1 - RARE) * false)
+        cells = [name, ill, well, f"{unclear} ({said})", *shares, f"{ill / max(1, ill + well):.2f}", f"{usual:.2f}"]
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def interval(hits: int, of: int) -> str:
+    """A share with its 95 % interval."""
+    low, high = wilson(hits, of)
+    return f"{hits / of:.2f} ({low:.2f} to {high:.2f})" if of else "-"
 
 
 if __name__ == "__main__":
