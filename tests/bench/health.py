@@ -31,7 +31,7 @@ Two of these lines were changed once, after the runs of `DEVELOPMENT` and before
 within the noise was a negative before, though nothing is known of it, and a diverged run could count as overfitting.
 
 Thresholds were set on the groups of `DEVELOPMENT` alone. Those of `TEST` are of other data (TrashNet at 24 instead of
-16 px, and other ones of its images; patches of nuclei; drawn shapes), of two architectures and two optimizers that
+16 px, its images drawn anew; patches of nuclei; drawn shapes), of two architectures and two optimizers that
 `DEVELOPMENT` has not, and with Adam the rate stays at its peak. Runs of rates judge all verdicts but *augmentation too
 strong*, runs of strengths that one, runs of few images *overfitting* (and no verdict that compares with an optimum).
 """
