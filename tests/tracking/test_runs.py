@@ -260,7 +260,7 @@ def test_rows_and_summaries_name_classes(tmp_path: Path) -> None:
     trial = write.trial("confirm", [0.9], "completed", label="default")
     write.journal.append("test", {"trial": trial, "test_accuracy": 0.5, "test_recall": [1.0, 0.25]})
     record = write.history().trials[trial]
-    record.epochs[0]["val_recall"] = [0.5, 0.75]
+    record.epochs[0] = {**record.epochs[0], "val_recall": [0.5, 0.75]}
     (row,) = runs.rows(STUDY, record, write.folder, 0, ("a", "b"))
     assert (row.values["val_recall/a"], row.values["val_recall/b"]) == (0.5, 0.75)
     assert runs.summary(STUDY, record, ("a", "b"))["test_recall/b"] == 0.25
