@@ -339,7 +339,7 @@ def start(folder: Path, mark: dict[str, str], *settings: str) -> subprocess.Pope
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_pages_example_runs_and_survives_the_loss_of_a_process(tmp_path: Path) -> None:
     write_example(tmp_path)
     mark, folder = marked(), tmp_path / "studies" / "my_study"
