@@ -120,9 +120,11 @@ class Journal:
 
 
 def _plain(value: Any) -> Any:
-    """A number or a list of numbers as JSON can say it."""
+    """A number, a text, or a list of them as JSON and tables can say it: a file's name may be no Unicode."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -225,4 +227,7 @@ def _parse(line: bytes) -> Event | None:
     body, mark, tail = line.rpartition(b',"crc":"')
     if not mark or tail[:8] != f"{zlib.crc32(body):08x}".encode():
         return None
-    return Event(msgspec.json.decode(body + b"}"))
+    try:
+        return Event(msgspec.json.decode(body + b"}"))
+    except msgspec.DecodeError:  # half a surrogate pair, of a file's name that is no Unicode, which json takes
+        return Event(json.loads(body + b"}"))

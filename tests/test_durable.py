@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import psutil
@@ -166,6 +167,19 @@ def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
     assert [e["val_accuracy"] for e in record.epochs] == [0.1, None, 0.3]
     assert history.best(for_data("digits").settled("val_accuracy"))[1]["step"] == 3
     assert not history.complete
+
+
+def test_a_message_with_a_name_that_is_no_unicode_is_written_and_read(tmp_path: Path) -> None:
+    folder = _study_with(tmp_path, 1)
+    file = folder / "journal" / "0001.jsonl"
+    journal = Journal(file)
+    told = journal.append("end", {"trial": "00000", "reason": "data_error", "message": "caf\udce9.jpg, café"})
+    journal.close()
+    assert told["message"] == "caf\\udce9.jpg, café" == load(folder).trials["00000"].message
+    body = b'{"v":2,"n":9,"t":0,"kind":"end","trial":"00000","reason":"x","message":"\\udce9"'  # an earlier version's
+    with file.open("ab") as old:
+        old.write(body + f',"crc":"{zlib.crc32(body):08x}"}}\n'.encode())
+    assert load(folder).trials["00000"].message == "\udce9"
 
 
 def test_events_of_several_layouts_come_as_columns() -> None:
