@@ -129,12 +129,13 @@ def images_of(source: Source, cache: Path | None) -> str:
 def _refuse_other_data(rule: Rule, storage: Path) -> None:
     """All rules of a storage folder are judged together, so they are tested on one data set."""
     for path in sorted(storage.glob(f"*/{PLAN}")):
-        before = read_json(path)
-        source = before["rule"]["study"]["data"]["source"] if before else rule.study.data.source
+        planned = (read_json(path) or {}).get("rule")  # a study's folder may hold a plan of `cvtune plan`
+        source = planned["study"]["data"]["source"] if planned else rule.study.data.source
         if source != rule.study.data.source:
             raise ConfigError(
                 f"{storage}: rule {path.parent.name!r} was planned here for the images {source!r}, and now they are "
-                f"{rule.study.data.source!r}. A storage folder holds the rules of one data set: give another --storage."
+                f"{rule.study.data.source!r}. A storage folder holds the rules of one data set: name it as then, or "
+                "give another --storage."
             )
 
 

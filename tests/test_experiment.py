@@ -105,6 +105,12 @@ def test_a_storage_folder_holds_the_rules_of_one_data_set(tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_study_that_was_planned_may_lie_beside_the_rules(tmp_path: Path) -> None:
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "plan.json").write_text('{"format": 1, "cost": {}}')  # of `cvtune plan`
+    assert advise(a_rule(tuned={}), tmp_path, Toy(0.1), lambda line: None).contrasts
+
+
 def test_images_are_told_apart_by_what_they_hold_not_by_where_they_lie(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), np.uint8)
     for name, shift in (("a", 0), ("b", 0), ("c", 1)):
