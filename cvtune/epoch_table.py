@@ -23,18 +23,27 @@ PART = 10_000  # rows, about: what is in memory at a time, and one row group of 
 def parts(study: str, records: Iterable[TrialRecord], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows of these trials, the reports of each in their order."""
     taken: list[TrialRecord] = []
+    rows = 0
     for record in records:
-        taken.append(record)
-        if sum(len(some.epochs) for some in taken) >= PART:
+        if not record.epochs:  # a study that failed at once has reported nothing
+            continue
+        if taken and (rows >= PART or _own_loop(record) != _own_loop(taken[0])):
             yield _part(study, taken, schema)
-            taken = []
-    if any(record.epochs for record in taken):  # a study that failed at once has reported nothing
+            taken, rows = [], 0
+        taken.append(record)
+        rows += len(record.epochs)
+    if taken:
         yield _part(study, taken, schema)
+
+
+def _own_loop(record: TrialRecord) -> bool:
+    """Whether a loop of the user's own trained it; candidates may have another one than the study's recipe."""
+    return record.recipe.train.loop is not None
 
 
 def _part(study: str, records: Sequence[TrialRecord], schema: pa.Schema) -> pa.RecordBatch:
     told = Event.columns((event for record in records for event in record.epochs), ...)
-    own = any(record.recipe.train.loop is not None for record in records)
+    own = _own_loop(records[0])
     recipes, rows = _recipes(records, schema), len(told.get("step", ()))
 
     def column(name: str) -> pa.Array | list[Any]:

@@ -126,9 +126,13 @@ def test_what_a_loop_of_the_users_own_leaves_out_is_null(tmp_path: Path) -> None
     numbers = {**dict.fromkeys(METRICS), "step": 1, "epoch": 1, "seconds": 2.0, "train_loss": math.nan, "val_loss": 1.0}
     decided = {"answer": "go", "acts": [], "reason": None, "message": ""}
     journal.append("epoch", {"trial": "0", "attempt": 1, "segment": 0, **numbers, **decided})
+    journal.append("trial", {**proposed, "trial": "1", "index": 1, "recipe": {}})  # a candidate without such a loop
+    journal.append("segment", {"trial": "1", "segment": 0, "attempt": 1, "step": 0, "node": "n", "pid": 1})
+    journal.append("epoch", {"trial": "1", "attempt": 1, "segment": 0, **numbers, **decided})
     journal.close()
     write_tables(study)
-    (row,) = pq.read_table(study / "tables" / "epochs.parquet").to_pylist()
+    row, other = pq.read_table(study / "tables" / "epochs.parquet").to_pylist()
+    assert math.isnan(other["train_loss"]) and math.isnan(other["val_accuracy"])
     assert math.isnan(row["train_loss"]) and row["val_loss"] == 1
     assert row["parameters"] is None and row["micro_batch"] is None and row["val_accuracy"] is None
 
