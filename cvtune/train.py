@@ -203,8 +203,9 @@ def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
         run.check_in_force(now)
         try:
             start = None if run.epoch else clean_loss(run, stop)
+            began = time.perf_counter()  # that look was no training
             done = one_pass(run, now, seed_everything(run.recipe.seed, run.step), stop)
-            trained = time.perf_counter() - started
+            trained = time.perf_counter() - began
             scores = evaluate(run, stop)
         except Stopped:
             return
