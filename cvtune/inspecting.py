@@ -89,10 +89,11 @@ def init(
     if output.exists():
         raise ConfigError(f"-o {str(output)!r} is there already and is not overwritten. Name another file.")
     values = dict(map(study.parse_assignment, settings or []))
+    valid = [f"data.{field}" for field in Source.model_fields if field != "source"]  # that is DATA
     for name in values:
-        if name.removeprefix("data.") not in Source.model_fields:
-            valid = ", ".join(f"data.{field}" for field in Source.model_fields if field != "source")
-            raise ConfigError(f"--set {name}: init asks only how the images are read ({valid}). Set it in {output}.")
+        if name not in valid:
+            asked = ", ".join(valid)
+            raise ConfigError(f"--set {name}: init asks only how the images are read ({asked}). Set it in {output}.")
     chosen = load(data).set(values)
     facts = look(chosen.data, cache)
     room = _room(facts, advise(facts), cache, chosen.resources.cache_bytes)

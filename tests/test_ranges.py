@@ -102,8 +102,9 @@ def test_init_writes_down_how_the_images_were_read(photo_folder: Path, tmp_path:
     assert isinstance(refused.exception, DataError) and "raise data.max_corrupt above 0.017" in refused.output
     assert CliRunner().invoke(app, [*call, "--set", "data.max_corrupt=0.05"]).exit_code == 0
     assert load(str(file)).data.max_corrupt == 0.05
-    other = CliRunner().invoke(app, ["init", str(folder), "-o", str(tmp_path / "x.py"), "--set", "max_epochs=3"])
-    assert isinstance(other.exception, ConfigError) and "init asks only how the images are read" in str(other.exception)
+    for setting in ("max_epochs=3", "data.source=digits"):
+        other = CliRunner().invoke(app, ["init", str(folder), "-o", str(tmp_path / "x.py"), "--set", setting])
+        assert isinstance(other.exception, ConfigError) and "init asks only how the images are" in str(other.exception)
 
 
 def test_init_writes_once(photo_folder: Path, tmp_path: Path) -> None:

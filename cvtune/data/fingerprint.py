@@ -32,7 +32,7 @@ class Fingerprint:
 
     digest: str  # hex, over classes and each image's part, label, name, bytes, and what else is known of it
     copies: Mapping[int, int]  # position of an image in val or test -> of one in train with the same bytes
-    distinct: int  # contents that differ, among all images
+    distinct: int  # contents that differ, among all images; each that cannot be read counts as one
 
 
 def fingerprint(listing: Listing, cache: Path, workers: int) -> Fingerprint:
@@ -50,7 +50,8 @@ def fingerprint(listing: Listing, cache: Path, workers: int) -> Fingerprint:
             return Fingerprint(str(found["digest"]), copies, int(found["distinct"]))
     digests = list(_digests(listing.items(), workers))
     digest = _hash(listing, digests, _digests(listing.masks(), workers))
-    result = Fingerprint(digest, _copies(digests, len(listing.parts["train"].labels)), len(set(digests)))
+    distinct = len(set(digests) - {UNREADABLE}) + digests.count(UNREADABLE)
+    result = Fingerprint(digest, _copies(digests, len(listing.parts["train"].labels)), distinct)
     if known and seen.settled():
         remember(known, json.dumps(asdict(result)).encode())
     return result
@@ -63,7 +64,7 @@ def refuse_equal(listing: Listing, found: Fingerprint) -> None:
         first, second, *_ = listing.names()
         raise DataError(
             f"all {total} images have the same bytes (such as {first} = {second}), so there is nothing to learn. Look "
-            "how the files were written."
+            "at how the files were written."
         )
 
 

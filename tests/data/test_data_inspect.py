@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from cvtune.cli import app
 from cvtune.data import inspect as inspecting
 from cvtune.data import open_dataset, read_source
+from cvtune.data.fingerprint import fingerprint, refuse_equal
 from cvtune.data.inspect import Facts, inspect, sample, spatial_information
 from cvtune.data_checks import checks
 from cvtune.errors import DataError
@@ -178,6 +179,13 @@ def test_equal_images_are_refused_by_init_and_run_too(folder: Path, tmp_path: Pa
     assert "have the same bytes" in done.output and not (tmp_path / "w.py").exists()
     with pytest.raises(DataError, match=r"all 60 images have the same bytes \(such as .* so there is nothing to learn"):
         open_dataset(Source(source=str(folder)), Data(image_size=16), tmp_path, None, 1)
+
+
+def test_images_that_cannot_be_read_are_not_taken_for_equal(folder: Path, tmp_path: Path) -> None:
+    listing = read_source(Source(source=str(folder)))
+    for file in folder.glob("*/*.jpg"):
+        file.unlink()
+    refuse_equal(listing, fingerprint(listing, tmp_path, 1))
 
 
 def test_command_tells_what_it_found_and_what_follows(folder: Path, tmp_path: Path) -> None:
