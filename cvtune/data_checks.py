@@ -45,7 +45,7 @@ def _images(facts: Facts) -> Check:
 
 def few_images(train: int, val: int) -> str:
     """What it means that there are fewer than FEW_IMAGES training images."""
-    worth = f", and one of the {val} validation images is {1 / val:.1%} of it" if val else ""
+    worth = f": each of the {val} validation images is {1 / val:.1%} of it" if val else ""
     return f"below {FEW_IMAGES} training images ({train}) every score is mostly luck{worth}"
 
 

@@ -27,7 +27,7 @@ class Cost:
     Attributes:
         epoch: training and evaluation of one epoch.
         between: from one report of a trial to the next, beyond that: checkpoint, strip, journal.
-        trial: until a trial begins in a process that is there.
+        trial: until a trial, or its next fold, begins in a process that is there.
         process: until a new process has begun its first trial.
         checkpoint, report: bytes on disk.
     """
@@ -144,7 +144,8 @@ class _Played:
         self._due = [(when, name) for when, name in self._due if name not in ruling.stops]
         heapq.heapify(self._due)
         if ruling.answer == "go":
-            heapq.heappush(self._due, (now + self._cost.between + self._cost.epoch, trial))
+            new_fold = self._cost.trial if numbers.get("folds_mean") is not None else 0.0
+            heapq.heappush(self._due, (now + self._cost.between + new_fold + self._cost.epoch, trial))
 
     def _age(self, trial: str) -> int:
         """The age of a trial's weights, which after an exploit are another one's."""

@@ -23,7 +23,7 @@ from cvtune.history import TrialRecord
 Floats = npt.NDArray[np.float64]
 
 FEWEST = 4  # reports; below it only a loss that is not finite says anything
-BURST = 1.2  # x the loss of an untrained network
+BURST = 1.2  # x start
 EXPLODED = 200.0  # x the loss of guessing: batch norm's moving averages lag behind at good rates too, by up to 70
 FLIPS = 0.75  # share of predictions
 STUCK = 0.7  # of guessing
@@ -180,7 +180,9 @@ def _diverged(curves: Curves) -> str | None:
         return f"The loss of report {curves.broken + 1} is not a finite number."
     name, last = curves.known, curves.last(curves.known)
     if last > curves.start:
-        return f"{name} ended at {last:.3g}, above the {curves.start:.3g} of an untrained network."
+        return (
+            f"{name} ended at {last:.3g}, above {curves.start:.3g}: worse than guessing and than before the first step."
+        )
     return None
 
 
@@ -191,8 +193,8 @@ def _too_high(curves: Curves) -> str | None:
     loss, known = curves.of("train_loss"), curves.of(name)
     if loss.max() > BURST * curves.start:
         return (
-            f"train_loss was up to {loss.max():.3g} at rates up to {curves.peak:.3g}; an untrained network has "
-            f"{curves.start:.3g}."
+            f"train_loss was up to {loss.max():.3g} at rates up to {curves.peak:.3g}; guessing, and the "
+            f"network before its first step, had at most {curves.start:.3g}."
         )
     if np.nanmax(known) > EXPLODED * chance:
         return (

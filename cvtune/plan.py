@@ -169,7 +169,8 @@ def _measured(history: History, folder: Path) -> Cost:
         failed = next((f"{r.reason}: {r.message}" for r in history.trials.values() if r.reason), "none began")
         raise CvtuneError(f"no short trial got through ({failed}), so there is nothing to reckon with.")
     seconds = [e["seconds"] for record in trained for e in record.epochs]
-    gaps = [b["t"] - a["t"] - b["seconds"] for r in trained for a, b in zip(r.epochs, r.epochs[1:], strict=False)]
+    pairs = [(a, b) for r in trained for a, b in zip(r.epochs, r.epochs[1:], strict=False) if b["epoch"] > a["epoch"]]
+    gaps = [b["t"] - a["t"] - b["seconds"] for a, b in pairs]  # within a fold: a new one begins like a trial
     process, trial = _beginnings(trained, history.terms[0]["t"])
     saved = [sum(f.stat().st_size for f in file.parent.iterdir()) for file in folder.rglob("state.safetensors")]
     everything = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

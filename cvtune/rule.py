@@ -83,7 +83,7 @@ class Rule(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that is fixed beforehand, the images' place aside: that may be another machine's."""
+        """SHA-256 of everything fixed beforehand but the images, whose place and content are compared apart."""
         tree = self.model_dump(mode="json")
         tree["study"] = self.study.definition()
         tree["study"]["data"].pop("source")

@@ -42,6 +42,7 @@ def test_every_scheduler_can_be_played(name: str) -> None:
 def test_over_folds_epochs_are_those_of_all_folds_and_trials_are_stopped_after_whole_ones() -> None:
     found = forecast(with_(scheduler__name="fifo", data__folds=3), COST, 1)
     assert (found.trials, found.epochs, found.full) == (14, 14 * 27, 14 * 27)
+    assert found.wall_s == pytest.approx(10 + 13 * 1 + 14 * (27 * 2 + 26 * 0.5 + 2 * 1))
     stopped = forecast(with_(data__folds=3), COST, 2)
     assert 14 * 9 < stopped.epochs < stopped.full and stopped.epochs % 9 == 0
     assert plan._short(with_(data__folds=3)).recipe.total_epochs == 6
