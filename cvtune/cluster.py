@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 # Tune would write three log formats and its own state per trial, which the journal replaces.
@@ -24,6 +24,7 @@ import ray
 
 from cvtune import allocation
 from cvtune.errors import ClusterError
+from cvtune.room import Node, fit, matches, told
 from cvtune.study import Study
 from cvtune.track.launch import withheld
 
@@ -80,32 +81,42 @@ def trial_resources(study: Study, interrupted: Callable[[], bool] = lambda: Fals
     """
     until = time.monotonic() + study.resources.wait_s
     while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpu = study.resources.gpu
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        gpu, labels = study.resources.gpu, study.resources.labels
+        chosen = [node for node in nodes if matches(node, labels)]
         if gpu is None:
-            gpu = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-        if any(node.get("CPU", 0) >= study.resources.cpu and node.get("GPU", 0) >= gpu for node in nodes):
-            return {"CPU": study.resources.cpu, **({"GPU": gpu} if gpu else {})}
+            gpu = 1.0 if any(node["Resources"].get("GPU", 0) >= 1 for node in chosen) else 0.0
+        needs = {"CPU": study.resources.cpu, **({"GPU": gpu} if gpu else {})}
+        if any(fit(node, needs, labels) for node in chosen):
+            return needs
         if time.monotonic() >= until or interrupted():
-            have = "; ".join(sorted({f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes}))
-            raise ClusterError(
-                f"a trial asks for resources.cpu = {study.resources.cpu:g} and resources.gpu = {gpu:g}; no node has "
-                f"that (nodes have {have}). Lower them with --set, or wait for such a node with --set "
-                "resources.wait_s=SECONDS."
-            )
+            raise ClusterError(_no_room(study, gpu, nodes, chosen))
         time.sleep(1.0)
 
 
-def slots_of(resources: dict[str, float], most: int | None) -> Callable[[], int]:
+def _no_room(study: Study, gpu: float, nodes: list[Node], chosen: list[Node]) -> str:
+    wait = "wait for such a node with --set resources.wait_s=SECONDS."
+    if not chosen:
+        return f"resources.label = {study.resources.label!r}: no node has that. The nodes have {told(nodes)}. Or {wait}"
+    have = "; ".join(
+        sorted({f"{n['Resources'].get('CPU', 0):g} CPUs and {n['Resources'].get('GPU', 0):g} GPUs" for n in chosen})
+    )
+    labelled = f" with resources.label = {study.resources.label!r}" if study.resources.label else ""
+    return (
+        f"a trial asks for resources.cpu = {study.resources.cpu:g} and resources.gpu = {gpu:g}; no node{labelled} has "
+        f"that (nodes have {have}). Lower them with --set, or {wait}"
+    )
+
+
+def slots_of(needs: Mapping[str, float], labels: Mapping[str, str], most: int | None) -> Callable[[], int]:
     """A function that says how many trials can run at once: what the cluster holds now, at most `most`, at least 1."""
     found, due = 1, 0.0
 
     def slots() -> int:
         nonlocal found, due
         if time.monotonic() >= due:
-            have = ray.cluster_resources()
-            fit = int(min(have.get(kind, 0) // amount for kind, amount in resources.items()))
-            found, due = max(1, fit if most is None else min(fit, most)), time.monotonic() + SLOTS_S
+            fits = sum(fit(node, needs, labels) for node in ray.nodes())
+            found, due = max(1, fits if most is None else min(fits, most)), time.monotonic() + SLOTS_S
         return found
 
     return slots

@@ -26,6 +26,7 @@ from cvtune import allocation, checks, probe, rehearsal
 from cvtune.checks import Check, Member, Sight
 from cvtune.errors import ClusterError
 from cvtune.gpu_checks import gpu_check
+from cvtune.room import fit
 from cvtune.study import Study
 
 ANSWER_S = 60.0  # for a first answer: a process has to start, on a file system that may be slow
@@ -191,8 +192,9 @@ def _rehearse(study: Study, cache: Path | None, roots: tuple[str, ...], sight: S
     except ClusterError as error:
         yield Check("trial", "red", str(error))
         return
-    fit = [m.name for m in sight.members if all(m.offered.get(kind, 0) >= amount for kind, amount in needs.items())]
     ids = nodes.ids()
+    able = {node["NodeID"] for node in ray.nodes() if fit(node, needs, study.resources.labels)}
+    names = [member.name for member in sight.members if ids[member.name] in able]
     remote = ray.remote(rehearsal.Rehearsal)
     job = (study.model_dump(mode="json"), cache and str(cache.resolve()), roots, str(Path.cwd()))
     actors = {
@@ -201,7 +203,7 @@ def _rehearse(study: Study, cache: Path | None, roots: tuple[str, ...], sight: S
             num_gpus=needs.get("GPU", 0),
             scheduling_strategy=_only_on(ids[name]),
         ).remote(*job)
-        for name in fit
+        for name in names
     }
     facts, busy = _results(actors)
     rest = f"; no room on {', '.join(busy)} within {ROOM_S:.0f} s" if busy else ""

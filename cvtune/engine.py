@@ -263,7 +263,10 @@ def _confirm(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], w
     if not history.winners or history.winners[-1]["scores"] != winner["scores"]:
         ledger.note("winner", winner)
     remote = ray.remote(score_test).options(
-        num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=study.resources.retries
+        num_cpus=resources["CPU"],
+        num_gpus=resources.get("GPU", 0),
+        label_selector=study.resources.labels,
+        max_retries=study.resources.retries,
     )
     asked = {
         remote.remote({**job, "trial": record.trial, "recipe": record.current.model_dump(mode="json")}): record
@@ -281,7 +284,7 @@ def _confirm(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], w
 
 def _search(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], watch: _Watch) -> str | None:
     """Ray Tune's loop in a thread of its own, so that signals find the main thread awake. Returns why it ended."""
-    slots = slots_of(resources, ledger.study.resources.max_concurrent)
+    slots = slots_of(resources, ledger.study.resources.labels, ledger.study.resources.max_concurrent)
     referee, phases = Referee(ledger, job, slots), Phases(ledger)
     proposer = Proposer(ledger, referee, phases, resources, slots)
     raised: list[BaseException] = []

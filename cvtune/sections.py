@@ -10,6 +10,7 @@ from pydantic import field_validator
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.fields import Section, field
 from cvtune.recipe import FIELDS
+from cvtune.room import selector
 
 TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
 MANIFESTS = (".csv", ".parquet")  # end one that is a table with a row per image
@@ -88,7 +89,17 @@ class Budget(Section):
 
 class Resources(Section):
     cpu: float = field(1, "CPU cores of one trial.", unit="cores", gt=0, le=1024)
-    gpu: float | None = field(None, "GPUs of one trial; None: 1 where the cluster has any, else 0.", ge=0, le=1)
+    gpu: float | None = field(
+        None,
+        "GPUs of one trial, 0 to 1: below 1 several trials share one. None: 1 where the cluster has any, else 0.",
+        ge=0,
+        le=1,
+    )
+    label: str | None = field(
+        None,
+        "Labels of the nodes that trials run on, such as 'ray.io/accelerator-type=H100' or 'KEY=in(A,B),OTHER=!C'; "
+        "None: any.",
+    )
     max_concurrent: int | None = field(None, "Most trials at once; None: as many as fit.", unit="trials", ge=1)
     wait_s: float = field(
         0, "Time to wait for a node that can hold a trial, where a study begins before its nodes.", unit="s", ge=0
@@ -107,6 +118,17 @@ class Resources(Section):
         ge=1,
     )
     retries: int = field(3, "Times that a trial is taken up again after its process or node was lost.", ge=0, le=1000)
+
+    @field_validator("label")
+    @classmethod
+    def _as_ray_takes_it(cls, value: str | None) -> str | None:
+        selector(value)
+        return value
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """`label` by key, as Ray takes it."""
+        return selector(self.label)
 
     @property
     def cache_bytes(self) -> int | None:

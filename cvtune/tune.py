@@ -175,7 +175,9 @@ class Proposer(SearchAlgorithm):
             config=self._referee.config(record),
             trial_id=record.trial,
             storage=self._experiment.storage,
-            placement_group_factory=PlacementGroupFactory([self._resources]),
+            placement_group_factory=PlacementGroupFactory(
+                [self._resources], bundle_label_selector=[self._ledger.study.resources.labels]
+            ),
             max_failures=self._ledger.study.resources.retries,
             trial_dirname_creator=lambda trial: trial.trial_id,
         )

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "cvtune"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "durable", "probe", "allocation"),
     ("upload",),
-    ("fields", "kinds", "recipe", "epoch", "objective", "checks", "gpu_checks", "building"),
+    ("fields", "kinds", "recipe", "epoch", "objective", "checks", "gpu_checks", "building", "room"),
     ("domains", "space", "priors", "schedulers", "searchers", "sections"),
     ("study",),
     ("workflow", "rule", "verdict"),

@@ -1,9 +1,18 @@
 """What is said when Ray does not start."""
 
+from typing import Any
+
 import pytest
 
 from cvtune import cluster
 from cvtune.errors import ClusterError
+from cvtune.study import for_data
+
+NODES: list[dict[str, Any]] = [
+    {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}, "Labels": {"ray.io/accelerator-type": "H100"}},
+    {"Alive": True, "Resources": {"CPU": 64.0}, "Labels": {"zone": "eu"}},
+    {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}, "Labels": {"zone": "us"}},
+]
 
 
 @pytest.mark.parametrize(
@@ -19,3 +28,42 @@ def test_a_ray_that_does_not_start_is_an_error_of_the_cluster(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ClusterError, match=f"timed out during startup.*{advice}"), cluster.cluster():
         pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "needs", "slots"),
+    [
+        ({}, {"CPU": 1, "GPU": 1.0}, 2),
+        ({"resources.gpu": 0}, {"CPU": 1}, 72),
+        ({"resources.gpu": 0.5, "resources.cpu": 3}, {"CPU": 3, "GPU": 0.5}, 2),
+        ({"resources.label": "zone=eu"}, {"CPU": 1}, 64),  # no GPU among these nodes
+        ({"resources.label": "ray.io/accelerator-type=H100", "resources.gpu": 0}, {"CPU": 1}, 8),
+    ],
+)
+def test_a_trial_gets_what_the_chosen_nodes_have(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], needs: dict[str, float], slots: int
+) -> None:
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: NODES)
+    study = for_data("digits").set(settings)
+    assert cluster.trial_resources(study) == needs
+    assert cluster.slots_of(needs, study.resources.labels, None)() == slots
+    assert cluster.slots_of(needs, study.resources.labels, 2)() == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"resources.label": "zone=us"}, r"zone=us': no node has that\. The nodes have ray.*=H100, zone=eu\. Or wait"),
+        (
+            {"resources.label": "zone=eu", "resources.gpu": 1},
+            r"no node with resources\.label = 'zone=eu'.*64 CPUs and 0 G",
+        ),
+        ({"resources.cpu": 99}, r"resources\.cpu = 99 and resources\.gpu = 1; no node has that.*wait_s"),
+    ],
+)
+def test_what_no_node_has_is_refused_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: NODES)
+    with pytest.raises(ClusterError, match=said):
+        cluster.trial_resources(for_data("digits").set(settings))
