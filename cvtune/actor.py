@@ -107,9 +107,11 @@ class TrialActor(tune.Trainable):
         config = self._config
         with self._pulse.unwatched():  # imports, decoding and building may take long
             from cvtune import checkpoint
+            from cvtune.device import limit_memory
 
             limit_threads(config["cpu"])
-            loop, run = begun(config, workers=max(0, int(config["cpu"]) - 1))
+            limit_memory(config["gpu"])
+            loop, run = begun(config, workers=max(0, int(config["cpu"]) - 1), divides=not config["widens"])
             numbers = self._restore(run)
         if numbers is not None:
             yield numbers
@@ -181,16 +183,20 @@ class TrialActor(tune.Trainable):
             yield
 
 
-def begun(config: dict[str, Any], workers: int = 0) -> tuple[Any, Any]:
-    """The module that carries a trial's recipe out (by `train` and `score_test`), and its Run at the beginning."""
+def begun(config: dict[str, Any], workers: int = 0, divides: bool = True) -> tuple[Any, Any]:
+    """The module that carries a trial's recipe out (by `train` and `score_test`), and its Run at the beginning.
+
+    `divides`: whether a batch that does not fit is trained in parts; else the trial ends, to get more of a GPU.
+    """
     from cvtune import folds, own_loop, train
 
     recipe = Recipe.model_validate(config["recipe"])
     data = opened(config, recipe)
     if recipe.data.folds:
-        return folds, folds.Run(recipe, data, folds.Terms(**config["folds"]), workers=workers)
-    loop = train if recipe.train.loop is None else own_loop
-    return loop, loop.Run(recipe, data, workers=workers)
+        return folds, folds.Run(recipe, data, folds.Terms(**config["folds"]), workers=workers, divides=divides)
+    if recipe.train.loop is not None:
+        return own_loop, own_loop.Run(recipe, data, workers=workers)
+    return train, train.Run(recipe, data, workers=workers, divides=divides)
 
 
 def reason_of(error: Exception) -> str:

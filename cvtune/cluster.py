@@ -22,8 +22,9 @@ for _name, _value in {
 
 import ray
 
-from cvtune import allocation
+from cvtune import allocation, gauge
 from cvtune.errors import ClusterError
+from cvtune.packing import Packing
 from cvtune.room import Node, fit, matches, told
 from cvtune.study import Study
 from cvtune.track.launch import withheld
@@ -76,6 +77,8 @@ def granted() -> dict[str, Any]:
 def trial_resources(study: Study, interrupted: Callable[[], bool] = lambda: False) -> dict[str, float]:
     """CPUs and GPUs of one trial, in Ray's words. Waits `resources.wait_s` for a node that can hold one.
 
+    With `resources.gpu = "auto"` a trial has a whole GPU until it was measured how many share one (`packed`).
+
     Raises:
         ClusterError: no node of the cluster could ever run a trial.
     """
@@ -84,7 +87,7 @@ def trial_resources(study: Study, interrupted: Callable[[], bool] = lambda: Fals
         nodes = [node for node in ray.nodes() if node["Alive"]]
         gpu, labels = study.resources.gpu, study.resources.labels
         chosen = [node for node in nodes if matches(node, labels)]
-        if gpu is None:
+        if gpu is None or gpu == "auto":  # a whole one to measure on
             gpu = 1.0 if any(node["Resources"].get("GPU", 0) >= 1 for node in chosen) else 0.0
         needs = {"CPU": study.resources.cpu, **({"GPU": gpu} if gpu else {})}
         if any(fit(node, needs, labels) for node in chosen):
@@ -106,6 +109,32 @@ def _no_room(study: Study, gpu: float, nodes: list[Node], chosen: list[Node]) ->
         f"a trial asks for resources.cpu = {study.resources.cpu:g} and resources.gpu = {gpu:g}; no node{labelled} has "
         f"that (nodes have {have}). Lower them with --set, or {wait}"
     )
+
+
+def packed(
+    study: Study, job: Mapping[str, Any], needs: Mapping[str, float], interrupted: Callable[[], bool]
+) -> Packing:
+    """How many trials share a GPU, measured on a node that one could run on. `needs`: what `trial_resources` gave.
+
+    Raises:
+        CvtuneError: it could not be measured.
+        ClusterError: `interrupted`, or the node was lost.
+    """
+    chosen = [node["Resources"] for node in ray.nodes() if fit(node, needs, study.resources.labels)]
+    cores = min(have["CPU"] / have["GPU"] for have in chosen)
+    remote = ray.remote(gauge.measure).options(
+        num_cpus=needs["CPU"], num_gpus=1, label_selector=study.resources.labels, max_retries=0
+    )
+    asked: Any = remote.remote(dict(job), study.model_dump(mode="json"), cores)
+    while not ray.wait([asked], timeout=0.5)[0]:
+        if interrupted():
+            ray.cancel(asked, force=True)
+            raise ClusterError("interrupted while it was measured how many trials share a GPU.")
+    try:
+        found: dict[str, Any] = ray.get(asked)
+        return gauge.answer(found)
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"resources.gpu = 'auto' could not be measured: {error}") from error
 
 
 def slots_of(needs: Mapping[str, float], labels: Mapping[str, str], most: int | None) -> Callable[[], int]:

@@ -57,7 +57,7 @@ def examine(
         yield checks.nodes(sight, time.monotonic() - begun)
         yield checks.versions(sight)
         yield checks.resources(sight)
-        yield gpu_check(sight, study.resources.gpu if study else None)
+        yield gpu_check(sight, gpu if study and isinstance(gpu := study.resources.gpu, float) else None)
         yield checks.ports(sight, *nodes.ports())
         yield checks.temp(sight)
         yield checks.shared_memory(sight)

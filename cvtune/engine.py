@@ -22,13 +22,14 @@ from ray import tune
 from cvtune import confirm, preflight
 from cvtune.actor import TrialActor, score_test
 from cvtune.best import write_best
-from cvtune.cluster import cluster, slots_of, trial_resources
+from cvtune.cluster import cluster, packed, slots_of, trial_resources
 from cvtune.durable import read_json, remove_leftovers, write_whole
 from cvtune.errors import ClusterError, CvtuneError, OwnedError
 from cvtune.history import History
 from cvtune.journal import Journal
 from cvtune.lease import STOP_REQUEST, Lease
 from cvtune.ledger import Ledger
+from cvtune.packing import Packing
 from cvtune.phases import Phases
 from cvtune.preflight import Prepared
 from cvtune.results import write_tables
@@ -66,6 +67,7 @@ class Setting:
     roots: tuple[str, ...]
     track: Callable[[], None] = lambda: None  # starts the syncer
     finish: Callable[[Path], None] = lambda folder: None  # see run_study
+    say: Callable[[str], None] = lambda line: None  # see run_study
 
     def job(self, prepared: Prepared, ray_folder: Path) -> dict[str, Any]:
         """What every trial's process is told beside its own trial. Plain JSON."""
@@ -134,7 +136,7 @@ def run_study(
         if earlier.complete and len(earlier.of("search", "control")) >= study.budget.trials:
             return Outcome(study, folder, earlier, None, 0.0)
         with tracked(study, folder, say) as track:
-            study, history = _run(Setting(study, folder, cache, roots, track, finish), listen, say, settle, caught)
+            study, history = _run(Setting(study, folder, cache, roots, track, finish, say), listen, say, settle, caught)
         broken_off = None if history.complete else caught.number  # it may have come when all was done
         return Outcome(study, folder, history, broken_off, time.monotonic() - started)
 
@@ -211,26 +213,28 @@ def _drive(
 ) -> History:
     """One term: from the first line of its journal to the last, then tables and best recipe, however it ends."""
     study, folder = setting.study, setting.folder
-    before = (read_json(folder / "study.json") or {}).get("provenance")
-    write_whole(
-        folder / "study.json",
-        study.to_json(before or provenance(prepared, [node["Resources"] for node in ray.nodes()])),
-    )
     (folder / STOP_REQUEST).unlink(missing_ok=True)
     ledger = Ledger(study, folder, Journal(lease.journal, lease.lost.is_set), resources, listen)
     ray_folder = folder / ".ray" / str(lease.term)
     job, why, ended = setting.job(prepared, ray_folder), "failed", None
     try:
         saw = ledger.recover()
-        me = {"term": lease.term, **saw, "host": platform.node(), "pid": os.getpid(), "resources": resources}
+        measured = _measured(setting, ledger, job, caught)
+        known = (read_json(folder / "study.json") or {}).get("provenance")
+        known = known or provenance(prepared, [node["Resources"] for node in ray.nodes()])
+        known |= {"gpu_of_trial": ledger.resources.get("GPU", 0)}
+        write_whole(folder / "study.json", study.to_json(known))
+        me = {"term": lease.term, **saw, "host": platform.node(), "pid": os.getpid(), "resources": ledger.resources}
         me |= {"cluster": ray.cluster_resources()}
         ledger.note("open", me)
+        if measured is not None:
+            ledger.note("share", measured.event())
         setting.track()
         watch = _Watch(setting, caught, lease, ledger, ray_folder)
-        ended = _search(ledger, job, resources, watch)
+        ended = _search(ledger, job, watch)
         if caught.number is None:
             _settle(ledger)
-        done = caught.number is None and _confirm(ledger, job, resources, watch)
+        done = caught.number is None and _confirm(ledger, job, watch)
         why = signal.Signals(caught.number).name if caught.number and not done else "complete"
     finally:
         if ledger.opened and not lease.lost.is_set():  # else everything here belongs to another process now
@@ -245,13 +249,28 @@ def _drive(
     return ledger.history
 
 
+def _measured(setting: Setting, ledger: Ledger, job: dict[str, Any], caught: Signals) -> Packing | None:
+    """Measure how many trials share a GPU, where that is asked for and no earlier term has; sets the ledger's share."""
+    if setting.study.resources.gpu != "auto" or "GPU" not in ledger.resources or ledger.history.packing:
+        return None
+    setting.say("measuring how many trials can share a GPU (resources.gpu = auto)")
+    try:
+        found = packed(setting.study, job, ledger.resources, lambda: caught.number is not None)
+    except ClusterError:
+        if caught.number is not None:
+            raise Interrupted(caught.number) from None
+        raise
+    ledger.resources["GPU"] = found.share
+    return found
+
+
 def _settle(ledger: Ledger) -> None:
     """Give every trial that the end of the budget broke off its reason."""
     for record in ledger.live:
         ledger.end(record.trial, "stopped_budget", ledger.spent() or "")
 
 
-def _confirm(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], watch: _Watch) -> bool:
+def _confirm(ledger: Ledger, job: dict[str, Any], watch: _Watch) -> bool:
     """Choose the winner on the validation images, and only then score the test images, once per trial.
 
     Returns whether all of it is done; a signal breaks it off, and the next term scores what is missing.
@@ -263,8 +282,8 @@ def _confirm(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], w
     if not history.winners or history.winners[-1]["scores"] != winner["scores"]:
         ledger.note("winner", winner)
     remote = ray.remote(score_test).options(
-        num_cpus=resources["CPU"],
-        num_gpus=resources.get("GPU", 0),
+        num_cpus=ledger.resources["CPU"],
+        num_gpus=ledger.resources.get("GPU", 0),
         label_selector=study.resources.labels,
         max_retries=study.resources.retries,
     )
@@ -282,11 +301,11 @@ def _confirm(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], w
     return True
 
 
-def _search(ledger: Ledger, job: dict[str, Any], resources: dict[str, float], watch: _Watch) -> str | None:
+def _search(ledger: Ledger, job: dict[str, Any], watch: _Watch) -> str | None:
     """Ray Tune's loop in a thread of its own, so that signals find the main thread awake. Returns why it ended."""
-    slots = slots_of(resources, ledger.study.resources.labels, ledger.study.resources.max_concurrent)
+    slots = slots_of(ledger.resources, ledger.study.resources.labels, ledger.study.resources.max_concurrent)
     referee, phases = Referee(ledger, job, slots), Phases(ledger)
-    proposer = Proposer(ledger, referee, phases, resources, slots)
+    proposer = Proposer(ledger, referee, phases, slots)
     raised: list[BaseException] = []
 
     def target() -> None:

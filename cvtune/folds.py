@@ -47,7 +47,7 @@ class Run:
         recipe: what to train, with `data.folds`.
         data: the images; training and validation ones are divided, `data.test` is for `score_test` alone.
         terms: see there.
-        device, workers: as in `train.Run`.
+        device, workers, divides: as in `train.Run`.
 
     Attributes:
         loop: the module that trains within a fold.
@@ -58,13 +58,21 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, data: Dataset, terms: Terms, device: str | None = None, workers: int = 0
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        terms: Terms,
+        device: str | None = None,
+        workers: int = 0,
+        divides: bool = True,
     ) -> None:
         assert recipe.data.folds is not None
         self.recipe, self.terms = recipe, terms
         self.folds = Folds(data, recipe.data.folds, terms.seed)
         self.loop: Any = own_train if recipe.train.loop is None else own_loop
-        self._device, self._workers = device, workers
+        self._options: dict[str, Any] = {"device": device, "workers": workers}
+        if recipe.train.loop is None:
+            self._options["divides"] = divides
         self.scores: list[float] = []
         self.seen: list[float] = []
         self.inner: Any = None
@@ -117,7 +125,7 @@ class Run:
         self.inner = None  # two models at once may not fit into memory
         seed = derived_seed(self.recipe.seed, fold)
         recipe = self.recipe.replace({"data.folds": None, "seed": seed})
-        self.inner = self.loop.Run(recipe, self.folds[fold], device=self._device, workers=self._workers)
+        self.inner = self.loop.Run(recipe, self.folds[fold], **self._options)
         self.inner.step, self.fold = step, fold
 
     def _told(self, epoch: Epoch) -> Epoch:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cvtune.journal import Event, read
+from cvtune.packing import Packing
 from cvtune.recipe import Recipe, Value
 from cvtune.study import Study
 
@@ -117,6 +118,7 @@ class History:
     decisions: list[dict[str, Any]] = field(default_factory=list)  # each stop, promotion, exploit, retry; see `_decide`
     terms: list[dict[str, Any]] = field(default_factory=list)
     winners: list[Mapping[str, Any]] = field(default_factory=list)
+    shares: list[Mapping[str, Any]] = field(default_factory=list)  # of a GPU; see `packing`
     calls: int = 0  # questions put to scheduler and searcher
     epochs: int = 0  # reports of trials that the budget counts: all but those of the confirmation
     seconds: float = 0.0  # what these took
@@ -139,6 +141,8 @@ class History:
             self.terms[-1] |= {"closed": event["t"], "why": event["why"], "ended": event["ended"]}
         elif kind == "winner":
             self.winners.append(event)
+        elif kind == "share":
+            self.shares.append(event)
         else:
             self._apply_to_trial(kind, event, self.trials[event["trial"]])
         if event.get("call") is not None:
@@ -183,6 +187,11 @@ class History:
             self.decisions.append(
                 {**act, "action": act["act"], "step": self.trials[act["trial"]].steps, "t": event["t"]}
             )
+
+    @property
+    def packing(self) -> Packing | None:
+        """How many trials share a GPU since it was last decided; None: it was never measured."""
+        return Packing(self.shares[-1]["trials"], self.shares[-1]["why"]) if self.shares else None
 
     @property
     def complete(self) -> bool:

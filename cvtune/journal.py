@@ -6,8 +6,9 @@ One file per owner's term, one JSON object per line: `v` format version, `n` seq
 Kinds, each one step that happened whole or not at all: `open` and `close` of a term; `trial` a proposed point; `start`
 the scheduler lets a waiting trial go on; `segment` a process begins to train; `epoch` one report with what the
 scheduler answered and, if it was the last, why; `end` a trial's terminal reason without a report; `retry` its process
-was lost; `repeat` a report that was known already; `winner` which recipe the confirmation chose; `test` what a
-confirmed trial scores on the test images.
+was lost, or memory of a shared GPU ran out; `repeat` a report that was known already; `winner` which recipe the
+confirmation chose; `test` what a confirmed trial scores on the test images; `share` how many trials share a GPU from
+here on, and why.
 
 Where the scheduler was asked, the event holds `call` (the number of the question), `answer` (go, stop or pause) and
 `acts` (what it did to trials: stops, exploits).

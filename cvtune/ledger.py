@@ -43,6 +43,7 @@ class Ledger:
     Attributes:
         board: the scheduler, which follows the trials of the search.
         running: trials that are not over and not waiting for the scheduler.
+        resources: CPU and GPU of a trial that begins now; where trials share a GPU the share may grow.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Ledger:
         self._journal, self._listen = writer, listen
         self._sweep = Sweep(study, folder, self.history, self.board)
         self._started = time.time()
-        self._per_second = resources.get("GPU", 0) or resources["CPU"]  # what budget.gpu_hours counts
+        self.resources = dict(resources)
         self.opened = False  # whether this term has written anything
         self._followed: set[str] = set()
         self._live: dict[str, TrialRecord] = {}
@@ -68,6 +69,11 @@ class Ledger:
     def deadline(self) -> float | None:
         """When `budget.time_s` is used up, in seconds since 1970."""
         return None if self.study.budget.time_s is None else self._started + self.study.budget.time_s
+
+    @property
+    def _devices(self) -> float:
+        """What `budget.gpu_hours` counts for each second of a trial."""
+        return self.resources.get("GPU", 0) or self.resources["CPU"]
 
     @property
     def live(self) -> list[TrialRecord]:
@@ -210,7 +216,7 @@ class Ledger:
             return f"budget.time_s = {budget.time_s:g}"
         if budget.epochs is not None and history.epochs + epochs >= budget.epochs:
             return f"budget.epochs = {budget.epochs}"
-        if budget.gpu_hours is not None and history.seconds * self._per_second / 3600 >= budget.gpu_hours:
+        if budget.gpu_hours is not None and history.seconds * self._devices / 3600 >= budget.gpu_hours:
             return f"budget.gpu_hours = {budget.gpu_hours:g}"
         return None
 
@@ -259,6 +265,8 @@ class Ledger:
     def _take(self, event: Event) -> None:
         self.history.apply(event)
         self.suggester.observe(event)
+        if event["kind"] == "share" and self.study.resources.gpu == "auto":
+            self.resources["GPU"] = event["gpu"]
         if event["kind"] == "trial":
             self._live[event["trial"]] = self.history.trials[event["trial"]]
             if event["role"] in FOLLOWED:

@@ -35,9 +35,10 @@ class MicroBatches:
         used: images in the largest part of the last batch; 0 before the first.
     """
 
-    def __init__(self, size: int | None) -> None:
+    def __init__(self, size: int | None, divides: bool = True) -> None:
+        """`divides`: whether running out of memory makes the parts smaller; else it ends the run at once."""
         self.size, self.used = size, 0
-        self._before, self._caught = _Before(), False
+        self._before, self._caught = _Before(), not divides
 
     def backward(
         self,

@@ -62,7 +62,10 @@ class Screen:
         if self._live is None:
             if line := self._line(event, history):
                 print(line, flush=True)
-        elif time.monotonic() - self._drawn > REFRESH_S or event["kind"] == "close":
+            return
+        if event["kind"] == "share":
+            self.say(shared(event))
+        if time.monotonic() - self._drawn > REFRESH_S or event["kind"] == "close":
             rows = max(5, self._console.height - 8)
             self._live.update(Group(trials_table(self._study, history, rows), progress_line(self._study, history)))
             self._drawn = time.monotonic()
@@ -84,6 +87,8 @@ class Lines:
             return f"{clock} trial {event['trial']} {event['reason']}{detail}"
         if event["kind"] == "retry":
             return f"{clock} trial {event['trial']} taken up again: {event['why']}"
+        if event["kind"] == "share":
+            return f"{clock} {shared(event)}"
         if event["kind"] == "winner":
             return f"{clock} confirmed: {event['label']}"
         if event["kind"] == "open":
@@ -112,6 +117,12 @@ class Lines:
         done = f"{where}epoch {event['epoch']}/{record.recipe.max_epochs}"
         mean = f" (mean of {event['folds']}: {show(score)})" if folds and score is not None else ""
         return f"{role}trial {record.trial} {done} {objective} {show(event[objective])}{mean}{tail}{over}{took}"
+
+
+def shared(event: Mapping[str, Any]) -> str:
+    """What an event `share` of the journal says, as a sentence."""
+    trials = event["trials"]
+    return f"{f'{trials} trials share each GPU' if trials > 1 else 'each trial has a GPU to itself'}: {event['why']}"
 
 
 def trials_table(study: Study, history: History, rows: int) -> Table:

@@ -9,7 +9,7 @@ from pydantic import field_validator
 
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.fields import Section, field
-from cvtune.recipe import FIELDS
+from cvtune.recipe import FIELDS, Recipe
 from cvtune.room import selector
 
 TORCHVISION = "torchvision:"  # begins a data.source that torchvision.datasets knows
@@ -89,11 +89,10 @@ class Budget(Section):
 
 class Resources(Section):
     cpu: float = field(1, "CPU cores of one trial.", unit="cores", gt=0, le=1024)
-    gpu: float | None = field(
+    gpu: float | Literal["auto"] | None = field(
         None,
-        "GPUs of one trial, 0 to 1: below 1 several trials share one. None: 1 where the cluster has any, else 0.",
-        ge=0,
-        le=1,
+        "GPUs of one trial, 0 to 1: below 1 several trials share one. auto: as many trials share one as memory, speed "
+        "and CPU cores allow, measured at the start. None: 1 where the cluster has any, else 0.",
     )
     label: str | None = field(
         None,
@@ -119,11 +118,27 @@ class Resources(Section):
     )
     retries: int = field(3, "Times that a trial is taken up again after its process or node was lost.", ge=0, le=1000)
 
+    @field_validator("gpu")
+    @classmethod
+    def _part_or_whole(cls, value: float | Literal["auto"] | None) -> float | Literal["auto"] | None:
+        if isinstance(value, float) and not 0 <= value <= 1:
+            raise ConfigError(f"resources.gpu = {value:g} must be a number from 0 to 1, 'auto', or None.")
+        return value
+
     @field_validator("label")
     @classmethod
     def _as_ray_takes_it(cls, value: str | None) -> str | None:
         selector(value)
         return value
+
+    def refusal(self, recipe: Recipe) -> str | None:
+        """Why a study of `recipe` cannot be given this, in words; None if it can."""
+        if self.gpu == "auto" and recipe.train.loop is not None:
+            return (
+                f"resources.gpu = 'auto' measures cvtune's own training loop, but train.loop = {recipe.train.loop!r}. "
+                "Give a number."
+            )
+        return None
 
     @property
     def labels(self) -> dict[str, str]:

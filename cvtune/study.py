@@ -109,6 +109,7 @@ class Study(Section):
         refused = refused or self.searcher.refusal(self.space)
         if folds := self.recipe.data.folds:
             refused = folds_refusal(self.scheduler, folds, refused)
+        refused = refused or self.resources.refusal(self.recipe)
         if refused is not None:
             raise ConfigError(refused)
         searched = "data.image_size" in self.space.domains

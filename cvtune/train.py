@@ -52,6 +52,7 @@ class Run:
         data: the images, and the task; `data.test` is read by `score_test` alone.
         device: "cuda" or "cpu"; None: a GPU where there is one.
         workers: processes that augment beside the training process; 0: none.
+        divides: whether a batch that does not fit into memory is trained in parts.
 
     Attributes:
         step: reports of this trial so far. What is random follows from it and the trial's own seed, and not from
@@ -67,7 +68,9 @@ class Run:
         normalized: (N, H, W, C) on the host -> float32 (N, C, H, W) on the device.
     """
 
-    def __init__(self, recipe: Recipe, data: Dataset, device: str | None = None, workers: int = 0) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Dataset, device: str | None = None, workers: int = 0, divides: bool = True
+    ) -> None:
         self.recipe, self.data, self.task = recipe, data, RULES[data.task]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_gpu = self.device.type == "cuda"
@@ -96,7 +99,7 @@ class Run:
         if recipe.loss.class_weight:
             self.counts = self.task.count(data.train, self.used, len(data.classes)).to(self.device)
         self.step, self.epoch, self.image_ms = 0, 0, 0.0
-        self.micro = MicroBatches(recipe.data.micro_batch)
+        self.micro = MicroBatches(recipe.data.micro_batch, divides)
         self.probe = ProbeSet(len(data.val.labels), data.val.masks is not None)
         self.tried: set[int] = set()  # batch sizes that the GPU knows kernels for
         self.values = values_of(data.kind, data.stats, recipe.data.window_low, recipe.data.window_high)

@@ -19,6 +19,7 @@ from ray.tune.stopper import Stopper
 from cvtune.epoch import METRICS
 from cvtune.history import TrialRecord
 from cvtune.ledger import Ledger, sparse
+from cvtune.packing import fewer
 from cvtune.phases import Phases
 from cvtune.pulse import HUNG_FILE
 
@@ -33,6 +34,7 @@ class Referee(TrialScheduler):
         super().__init__()
         self._ledger, self._job, self._slots = ledger, job, slots
         self._trials: dict[str, Trial] = {}
+        self._cramped: set[str] = set()  # trials that get a larger share of a GPU
 
     def config(self, record: TrialRecord) -> dict[str, Any]:
         """What the process that takes up a trial has to know. Plain JSON."""
@@ -45,7 +47,14 @@ class Referee(TrialScheduler):
         }
         trial = {"trial": record.trial, "recipe": sparse(record.current), "known_step": record.steps}
         deadline = None if record.role == "confirm" else self._ledger.deadline
-        return {**self._job, **trial, "exploit": took_over, "deadline": deadline}
+        gpu = self._ledger.resources.get("GPU", 0)
+        room = {"gpu": gpu, "widens": 0 < gpu < 1 and self._ledger.study.resources.gpu == "auto"}
+        return {**self._job, **trial, **room, "exploit": took_over, "deadline": deadline}
+
+    def room(self) -> PlacementGroupFactory:
+        """What Ray gives to a trial that begins now."""
+        labels = self._ledger.study.resources.labels
+        return PlacementGroupFactory([dict(self._ledger.resources)], bundle_label_selector=[labels])
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True  # the ledger's scheduler was made with its metric and mode
@@ -56,6 +65,9 @@ class Referee(TrialScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         ledger, name = self._ledger, trial.trial_id
         if "failure" in result:  # the process raises at its next call, so that Ray does not reuse it
+            if result["failure"] == "oom_gpu" and self._widened(trial):
+                trial.max_failures = trial.run_metadata.num_failures + 1  # once more, however often it was lost
+                return str(CONTINUE)
             trial.max_failures = 0
             self._stop(tune_controller, ledger.end(name, result["failure"], result["message"]))
             return str(CONTINUE)
@@ -72,6 +84,17 @@ class Referee(TrialScheduler):
             return str(NOOP)
         return str(STOP if ruling.answer == "stop" else CONTINUE)
 
+    def _widened(self, trial: Trial) -> bool:
+        """Whether a trial that ran out of memory gets a larger share of a GPU: where `auto` has cut it too small."""
+        ledger, had = self._ledger, trial.config["gpu"]
+        packing = ledger.history.packing if ledger.study.resources.gpu == "auto" else None
+        if packing is None or not 0 < had < 1:
+            return False
+        if had >= packing.share:  # else another trial has found that out since this one began
+            ledger.note("share", fewer(packing, trial.trial_id).event())
+        self._cramped.add(trial.trial_id)
+        return True
+
     def _stop(self, controller: Any, names: tuple[str, ...]) -> None:
         """Stop other trials that a decision ended. Exploits wait until their trial is chosen."""
         for name in names:
@@ -87,10 +110,14 @@ class Referee(TrialScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         record = self._ledger.history.trials[trial.trial_id]
         if trial.should_recover() and trial.status == Trial.ERROR:  # only then does Ray take it up again
+            trial.update_resources(self.room())
             hung = self._was_hung(record)
             if hung:
                 trial.max_failures = trial.run_metadata.num_failures  # once more, and no more
             why = "made no progress" if hung else "its process or node was lost"
+            if trial.trial_id in self._cramped:
+                self._cramped.remove(trial.trial_id)
+                why = "ran out of memory in its share of a GPU"
             self._ledger.note("retry", {"trial": record.trial, "step": record.steps, "action": "retry", "why": why})
             trial.set_config(self.config(record))
             return
@@ -131,11 +158,8 @@ class Referee(TrialScheduler):
 class Proposer(SearchAlgorithm):
     """Hands out trials: first those that an earlier term left unfinished, then new ones."""
 
-    def __init__(
-        self, ledger: Ledger, referee: Referee, phases: Phases, resources: dict[str, float], slots: Callable[[], int]
-    ) -> None:
-        self._ledger, self._referee, self._phases = ledger, referee, phases
-        self._resources, self._slots = resources, slots
+    def __init__(self, ledger: Ledger, referee: Referee, phases: Phases, slots: Callable[[], int]) -> None:
+        self._ledger, self._referee, self._phases, self._slots = ledger, referee, phases, slots
         self._unfinished = sorted(ledger.live, key=lambda record: not record.waiting)  # any of these may be chosen
         self._experiment: Experiment | None = None
 
@@ -175,9 +199,7 @@ class Proposer(SearchAlgorithm):
             config=self._referee.config(record),
             trial_id=record.trial,
             storage=self._experiment.storage,
-            placement_group_factory=PlacementGroupFactory(
-                [self._resources], bundle_label_selector=[self._ledger.study.resources.labels]
-            ),
+            placement_group_factory=self._referee.room(),
             max_failures=self._ledger.study.resources.retries,
             trial_dirname_creator=lambda trial: trial.trial_id,
         )

@@ -43,6 +43,8 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "folders": {},
         "cwd": str(Path.cwd()),
         "cpu": 1,
+        "gpu": 0,
+        "widens": False,
         "strip": 4,
         "deadline": None,
         "halt": str(tmp_path / "halt"),

@@ -95,6 +95,8 @@ def costs_of(tables: Tables) -> Costs:
         raise Unsaid("the reports hold no times")
     role = dict(zip(tables.trials["trial"], tables.column("role"), strict=True))
     gpu, cpu = tables.study.resources.gpu, tables.study.resources.cpu
+    if gpu == "auto":
+        gpu = float(tables.provenance["gpu_of_trial"])
     on_gpu = gpu is None and any(node.get("GPU") for node in tables.provenance.get("nodes", ()))
     devices = gpu or (1.0 if on_gpu else cpu)
     hours: dict[str, float] = {}
