@@ -148,7 +148,7 @@ class Inner:
     scores: tuple[tuple[float, ...], ...] = ()
 
     class Run:
-        def __init__(self, recipe: Recipe, data: Dataset, device: str | None, workers: int) -> None:
+        def __init__(self, recipe: Recipe, data: Dataset, **_: Any) -> None:
             self.step, self.epoch = 0, 0
 
     @classmethod
