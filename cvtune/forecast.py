@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from cvtune.history import History
+from cvtune.history import History, TrialRecord
 from cvtune.journal import Journal
 from cvtune.ledger import Ledger
 from cvtune.phases import Phases
@@ -72,10 +72,19 @@ def forecast(study: Study, cost: Cost, slots: int) -> Forecast:
     trial here. Searchers that learn propose at random, as no real score is there to learn from.
     """
     with tempfile.TemporaryDirectory(prefix="cvtune-plan-") as folder:
-        return _Played(_on_paper(study), cost, slots, Path(folder)).forecast()
+        ledger = on_paper(_drawn_only(study), Path(folder))
+        game = Game(ledger, slots, _MadeUp(ledger, cost, slots))
+        game.play()
+        return _added_up(study, cost, slots, ledger.history, game.search_over, game.now)
 
 
-def _on_paper(study: Study) -> Study:
+def on_paper(study: Study, folder: Path) -> Ledger:
+    """A ledger that nobody's trials stand behind; its journal lies in `folder`."""
+    (folder / "journal").mkdir()
+    return Ledger(study, folder, Journal(folder / "journal" / "0001.jsonl"), {"CPU": 1.0})
+
+
+def _drawn_only(study: Study) -> Study:
     tree = study.model_dump()
     tree["budget"] = {"trials": study.budget.trials}
     tree["limits"], tree["prior"] = {}, ()
@@ -84,96 +93,127 @@ def _on_paper(study: Study) -> Study:
     return make(tree)
 
 
-class _Played:
-    """One game: a heap of the reports that are due, by the clock."""
+class World(Protocol):
+    """What happens to the trials of a study that is played through. Times in seconds."""
 
-    def __init__(self, study: Study, cost: Cost, slots: int, folder: Path) -> None:
-        (folder / "journal").mkdir()
-        self._study, self._cost, self._slots = study, cost, slots
-        self._ledger = Ledger(study, folder, Journal(folder / "journal" / "0001.jsonl"), {"CPU": 1.0})
+    def opening(self, record: TrialRecord) -> float:
+        """Until the next report of a trial that begins, or that goes on after it has waited."""
+
+    def between(self, record: TrialRecord) -> float:
+        """From a trial's last report to the next."""
+
+    def report(self, record: TrialRecord, step: int) -> dict[str, Any]:
+        """The numbers of an `Epoch` that the study's rules look at."""
+
+
+class Game:
+    """A study played through by its ledger and phases: a heap of the reports that are due, for a clock.
+
+    Attributes:
+        now: the time, in seconds from the first trial's start.
+        search_over: when the last trial of the search had ended.
+    """
+
+    def __init__(self, ledger: Ledger, slots: int, world: World) -> None:
+        self._ledger, self._slots, self._world = ledger, slots, world
         self._ledger.note("open", {"term": 1, "saw_term": 0, "saw": 0, "host": "", "pid": 0, "resources": {}})
-        self._phases = Phases(self._ledger)
-        self._rng = np.random.default_rng(study.recipe.seed)
-        self._quality: dict[str, float] = {}
+        self._phases = Phases(ledger)
         self._due: list[tuple[float, str]] = []
-        self._begun = 0  # processes
-        self._search_over = 0.0
+        self.now = self.search_over = 0.0
 
-    def forecast(self) -> Forecast:
-        """Play to the end."""
-        now = 0.0
-        self._fill(now)
+    def play(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Play to the end, or until after a report there is `enough`."""
+        self._fill()
         while self._due:
-            now, trial = heapq.heappop(self._due)
-            self._report(now, trial)
-            self._fill(now)
+            self.now, trial = heapq.heappop(self._due)
+            self._report(trial)
+            if enough():
+                break
+            self._fill()
             if any(r.role != "confirm" for r in self._ledger.live):
-                self._search_over = now
+                self.search_over = self.now
         self._ledger.close()
-        return self._added_up(self._ledger.history, now)
 
-    def _fill(self, now: float) -> None:
+    def _fill(self) -> None:
         """Let trials begin while there is room, as `tune.Proposer` and `tune.Referee` do."""
         ledger = self._ledger
         while len(self._due) < self._slots:
-            record = self._phases.next(self._slots, self._study.resources.max_concurrent)
+            record = self._phases.next(self._slots, ledger.study.resources.max_concurrent)
             name = record.trial if record is not None and not record.waiting else None
             if name is None and ledger.board.pausing and (name := ledger.choose()) is not None:
                 ledger.start(name)
             if name is not None:
-                begins = self._cost.process if self._begun < self._slots else self._cost.trial
-                self._begun += 1
-                heapq.heappush(self._due, (now + begins + self._cost.epoch, name))
+                heapq.heappush(self._due, (self.now + self._world.opening(ledger.history.trials[name]), name))
             elif record is None:
                 return
 
-    def _report(self, now: float, trial: str) -> None:
+    def _report(self, trial: str) -> None:
         record = self._ledger.history.trials[trial]
-        in_fold = self._study.recipe.max_epochs
-        epoch = record.steps % in_fold + 1 if self._study.recipe.data.folds else self._age(trial) + 1
-        quality = self._quality.setdefault(trial, float(self._rng.uniform()))
-        score = quality * (1 - np.exp(-epoch / RISE))
-        numbers: dict[str, Any] = {"train_loss": 1.0, "val_loss": 1.0, "seconds": self._cost.epoch}
-        numbers |= {"step": record.steps + 1, "epoch": epoch}
-        numbers[self._study.objective] = score if self._study.better == "max" else 1 - score
-        if self._study.recipe.data.folds:
-            over = epoch == in_fold
-            folds = (record.steps + over) // in_fold
-            numbers |= {"folds": folds, "folds_mean": numbers[self._study.objective] if over else None}
+        numbers = self._world.report(record, record.steps + 1)
         ruling = self._ledger.report(trial, numbers, {"attempt": 1, "node": "", "pid": 0})
         self._due = [(when, name) for when, name in self._due if name not in ruling.stops]
         heapq.heapify(self._due)
         if ruling.answer == "go":
-            new_fold = self._cost.trial if numbers.get("folds_mean") is not None else 0.0
-            heapq.heappush(self._due, (now + self._cost.between + new_fold + self._cost.epoch, trial))
+            heapq.heappush(self._due, (self.now + self._world.between(record), trial))
 
-    def _age(self, trial: str) -> int:
+
+class _MadeUp:
+    """Curves that rise to a quality of their own, drawn at random; every epoch costs the same."""
+
+    def __init__(self, ledger: Ledger, cost: Cost, slots: int) -> None:
+        self._study, self._history = ledger.study, ledger.history
+        self._cost, self._slots = cost, slots
+        self._rng = np.random.default_rng(self._study.recipe.seed)
+        self._quality: dict[str, float] = {}
+        self._begun = 0  # processes
+
+    def opening(self, record: TrialRecord) -> float:
+        begins = self._cost.process if self._begun < self._slots else self._cost.trial
+        self._begun += 1
+        return begins + self._cost.epoch
+
+    def between(self, record: TrialRecord) -> float:
+        new_fold = self._cost.trial if record.epochs[-1].get("folds_mean") is not None else 0.0
+        return self._cost.between + new_fold + self._cost.epoch
+
+    def report(self, record: TrialRecord, step: int) -> dict[str, Any]:
+        in_fold, folds = self._study.recipe.max_epochs, self._study.recipe.data.folds
+        epoch = record.steps % in_fold + 1 if folds else self._age(record) + 1
+        quality = self._quality.setdefault(record.trial, float(self._rng.uniform()))
+        score = quality * (1 - np.exp(-epoch / RISE))
+        numbers: dict[str, Any] = {"train_loss": 1.0, "val_loss": 1.0, "seconds": self._cost.epoch}
+        numbers |= {"step": step, "epoch": epoch}
+        numbers[self._study.objective] = score if self._study.better == "max" else 1 - score
+        if folds:
+            over = epoch == in_fold
+            numbers |= {"folds": step // in_fold, "folds_mean": numbers[self._study.objective] if over else None}
+        return numbers
+
+    def _age(self, record: TrialRecord) -> int:
         """The age of a trial's weights, which after an exploit are another one's."""
-        record = self._ledger.history.trials[trial]
         taken = record.exploits[-1] if record.exploits and record.exploits[-1].step == record.steps else None
         if taken is None:
             return record.age
-        donor = self._ledger.history.trials[taken.donor]
+        donor = self._history.trials[taken.donor]
         return next((int(e["epoch"]) for e in donor.epochs if e["step"] == taken.donor_step), record.age)
 
-    def _added_up(self, history: History, now: float) -> Forecast:
-        records, again = list(history.trials.values()), history.of("confirm")
-        epochs, counted = (
-            sum(len(r.epochs) for r in some) for some in (records, history.of("noise", "control", "search"))
-        )
-        kept = min(len(records), 3 + len(history.of("noise")) + len(again))
-        tests = self._cost.process + self._cost.trial * len(again) / self._slots if again else 0.0
-        return Forecast(
-            trials=len(records),
-            epochs=epochs,
-            full=sum(r.recipe.total_epochs for r in records),
-            counted=counted,
-            search_s=self._search_over or now,
-            wall_s=now + tests,
-            device_s=epochs * self._cost.epoch,
-            search_device_s=counted * self._cost.epoch,
-            bytes=kept * self._cost.checkpoint + epochs * self._cost.report,
-        )
+
+def _added_up(study: Study, cost: Cost, slots: int, history: History, search_over: float, now: float) -> Forecast:
+    records, again = list(history.trials.values()), history.of("confirm")
+    epochs, counted = (sum(len(r.epochs) for r in some) for some in (records, history.of("noise", "control", "search")))
+    kept = min(len(records), 3 + len(history.of("noise")) + len(again))
+    tests = cost.process + cost.trial * len(again) / slots if again else 0.0
+    return Forecast(
+        trials=len(records),
+        epochs=epochs,
+        full=sum(r.recipe.total_epochs for r in records),
+        counted=counted,
+        search_s=search_over or now,
+        wall_s=now + tests,
+        device_s=epochs * cost.epoch,
+        search_device_s=counted * cost.epoch,
+        bytes=kept * cost.checkpoint + epochs * cost.report,
+    )
 
 
 def fitting_trials(study: Study, cost: Cost, slots: int, per_second: float) -> int:

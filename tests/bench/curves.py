@@ -32,7 +32,7 @@ from cvtune.train import Run, train
 
 SETTINGS: dict[str, dict[str, Any]] = {  # by the name of the source
     "digits": {"data.image_size": 16, "model.width": 8},
-    "sign_digits": {"data.image_size": 32, "model.width": 8, "augment.flip": "none"},
+    "sign_digits": {"data.image_size": 16, "model.width": 8, "augment.flip": "none"},
 }
 EPOCHS, RECIPES, SEEDS = 9, 300, 3
 TOP, MORE_SEEDS = 30, 5
@@ -134,6 +134,7 @@ def write(source: str, folder: Path, path: Path) -> None:
             told = dict(zip(METRICS, numbers, strict=True))
             rows.append({"recipe": job.recipe, "seed": job.seed, "epoch": epoch, **told, **values[job.recipe]})
     about = {"source": Path(source).name, "epochs": str(EPOCHS), "settings": json.dumps(SETTINGS[Path(source).name])}
+    about["space"] = study_of(source).space.model_dump_json()
     table = pa.Table.from_pylist(rows).replace_schema_metadata(about)
     single = {c: table[c].cast(pa.float32()) for c in table.column_names if pa.types.is_floating(table[c].type)}
     kept = {name: single.get(name, table[name]) for name in table.column_names if name not in values[0]}
