@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -19,7 +19,9 @@ from cvtune.errors import ConfigError, config_error
 from cvtune.looking import screen_console
 from cvtune.rule import Rule
 from cvtune.signals import exit_code
-from cvtune.verdict import UNTESTABLE, Verdict, page
+
+if TYPE_CHECKING:
+    from cvtune.verdict import Verdict
 
 ADVICE = Path("advice")
 PAGE, PLOT = "verdicts.md", "verdicts.png"
@@ -102,6 +104,8 @@ def changed(rule: Rule, settings: Mapping[str, Any]) -> Rule:
 
 def _costs(rule: Rule) -> str:
     """What an experiment trains, in words."""
+    from cvtune.verdict import UNTESTABLE  # late: SciPy, which is half of `cvtune --help`
+
     if rule.untestable is not None:
         return f"{UNTESTABLE}: {rule.untestable}"
     trials, epochs = len(rule.tuned) * rule.study.budget.trials, rule.study.recipe.max_epochs
@@ -115,6 +119,7 @@ def _costs(rule: Rule) -> str:
 def _written(verdicts: list[Verdict], storage: Path) -> str:
     """Write what was shown as a page and, where any rule was tested, a plot; says where they are."""
     from cvtune.report.forest import draw_verdicts  # late: matplotlib
+    from cvtune.verdict import UNTESTABLE, page
 
     write_whole(storage / PAGE, page(verdicts))
     told = f"{storage / PAGE}: the same with each arm's scores."

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from cvtune.fields import Section, field
 from cvtune.recipe import Value
 from cvtune.space import NOTHING, Choice, IntUniform, Plain, Space
+
+if TYPE_CHECKING:  # see `space.py`; what needs it imports it
+    import numpy as np
 
 MOST_CELLS = 100_000  # points of a grid; it is built as a whole and shuffled
 MOST_AXES = 21_201  # of a Sobol sequence (the direction numbers of Joe & Kuo 2008)
@@ -21,6 +23,8 @@ class _Seeded(Section):
 
     def generator(self, seed: int, *index: int) -> np.random.Generator:
         """Random numbers that depend on the study's `seed`, unless the searcher has its own, and on `index`."""
+        import numpy as np
+
         return np.random.default_rng(np.random.SeedSequence([seed if self.seed is None else self.seed, *index]))
 
     def refusal(self, space: Space) -> str | None:
@@ -100,6 +104,8 @@ class Grid(_Seeded):
         )
 
     def _axis(self, domain: Plain) -> list[Value]:
+        import numpy as np
+
         if isinstance(domain, Choice):
             return list(domain.values)
         if isinstance(domain, IntUniform):

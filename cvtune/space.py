@@ -5,15 +5,17 @@ from __future__ import annotations
 import types
 from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations, product
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from pydantic import ValidationError, model_validator
 
 from cvtune.domains import Choice, Domain, IntUniform, LogUniform, PerChoice, Plain, Uniform
 from cvtune.errors import ConfigError, config_error, did_you_mean
 from cvtune.fields import Section
 from cvtune.recipe import FIELDS, Recipe, Value
+
+if TYPE_CHECKING:  # `cvtune --help` imports this, and would wait for NumPy as long as for everything else
+    import numpy as np
 
 __all__ = [
     "Choice",

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import numpy as np
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from cvtune.building import built
@@ -196,6 +195,8 @@ class Study(Section):
 
     def trial(self, index: int, values: Mapping[str, Value]) -> Recipe:
         """The Recipe of trial `index` with the searched `values`, and a seed of its own unless that is searched."""
+        import numpy as np  # late, as in `space.py`
+
         seed = int(np.random.SeedSequence([self.recipe.seed, index]).generate_state(1, np.uint32)[0])
         return self.recipe.replace({"seed": seed, **values})
 

@@ -226,6 +226,12 @@ def test_import_loads_nothing_heavy(name: str) -> None:
     assert json.loads(done.stdout) == []
 
 
+def test_help_waits_for_neither_numpy_nor_scipy() -> None:
+    code = "import json, sys, cvtune.cli; print(json.dumps([m for m in ('numpy', 'scipy') if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == []
+
+
 @each_module
 def test_module_is_short(module: str) -> None:
     lines = len(MODULES[module].read_text().splitlines())
