@@ -19,7 +19,7 @@ from typing import Any, Literal
 import ray
 from ray import tune
 
-from cvtune import confirm, preflight
+from cvtune import compact, confirm, preflight
 from cvtune.actor import TrialActor, score_test
 from cvtune.best import write_best
 from cvtune.cluster import cluster, packed, slots_of, trial_resources
@@ -241,7 +241,7 @@ def _drive(
             ledger.note("close", {"why": why, "ended": ended})
             write_tables(folder, ledger.history)
             write_best(study, folder, ledger.history)
-            remove_leftovers(folder, ".", "tables", "best", "trials/*")
+            remove_leftovers(folder, ".", "journal", "tables", "best", "trials/*")
             shutil.rmtree(folder / ".ray", ignore_errors=True)
             if why == "complete":
                 setting.finish(folder)
@@ -362,5 +362,6 @@ class _Watch:
         self._ledger.commit()
         if time.monotonic() > self._due:
             begun = time.monotonic()
+            compact.catch_up(self._folder)
             write_tables(self._folder)
             self._due = time.monotonic() + max(TABLES_S, 20 * (time.monotonic() - begun))

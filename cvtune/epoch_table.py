@@ -6,14 +6,16 @@ A study may have hundreds of thousands of reports with a hundred columns each, s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from cvtune.compact import Gathered, Row
 from cvtune.epoch import METRICS
+from cvtune.event import Event
 from cvtune.history import TrialRecord
-from cvtune.journal import Event
 from cvtune.recipe import FIELDS
 from cvtune.regularize import resolve
 
@@ -42,35 +44,61 @@ def _own_loop(record: TrialRecord) -> bool:
 
 
 def _part(study: str, records: Sequence[TrialRecord], schema: pa.Schema) -> pa.RecordBatch:
-    told = Event.columns((event for record in records for event in record.epochs), ...)
+    events, recipes = [event for record in records for event in record.epochs], _recipes(records, schema)
+    column = _copied(events) if all(isinstance(event, Row) for event in events) else _told(events)
     own = _own_loop(records[0])
-    recipes, rows = _recipes(records, schema), len(told.get("step", ()))
 
-    def column(name: str) -> pa.Array | list[Any]:
-        if name in recipes:
-            return recipes[name]
-        if name == "study":
-            return [study] * rows
-        if name == "time":
-            return pa.array([round(1000 * t) for t in told["t"]], pa.int64())
-        return _metric(name, told.get(name, [None] * rows), own) if name in METRICS else told[name]
+    def made(field: pa.Field) -> pa.Array:
+        if field.name in recipes:
+            return recipes[field.name]
+        if field.name == "study":
+            return pa.repeat(study, len(events))
+        if field.name == "time":
+            return pc.round(pc.multiply(column("t", pa.float64(), None), 1000.0)).cast(pa.int64()).cast(field.type)
+        return column(field.name, field.type, _null(field.name, own))
 
-    made = ((column(field.name), field.type) for field in schema)
-    arrays = [values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind) for values, kind in made]
-    return pa.record_batch(arrays, schema=schema)
+    return pa.record_batch([made(field) for field in schema], schema=schema)
 
 
-def _metric(name: str, values: list[Any], own_loop: bool) -> list[Any]:
-    """A metric as a column holds it: what every task has was NaN where the journal has null, as JSON knows no NaN.
+def _null(name: str, own_loop: bool) -> float | None:
+    """What the journal's null means: NaN of a metric that every task has, for JSON knows no NaN.
 
-    A loop of the user's own may leave out all but the losses, and an earlier version did not count everything.
+    A loop of the user's own may leave out all but the losses.
     """
-    if None not in values and ... not in values:
-        return values
-    doc = METRICS[name]
-    every = doc.kind is float and not doc.lacking and (not own_loop or name in ("train_loss", "val_loss"))
-    null = math.nan if every else None
-    return [None if value is ... else null if value is None else value for value in values]
+    doc = METRICS.get(name)
+    every = doc is not None and doc.kind is float and not doc.lacking
+    return math.nan if every and (not own_loop or name in ("train_loss", "val_loss")) else None
+
+
+Columns = Callable[[str, pa.DataType, float | None], pa.Array]  # of a key, as a type, with this for null
+
+
+def _copied(events: Sequence[Event]) -> Columns:
+    """Columns of events that were read from copies of the journal by column."""
+    rows = Gathered([event for event in events if isinstance(event, Row)])
+
+    def column(name: str, kind: pa.DataType, null: float | None) -> pa.Array:
+        values = rows.column(name, kind)
+        if null is None or not values.null_count:
+            return values
+        return pc.if_else(pc.and_(values.is_null(), rows.has(name)), pa.scalar(null, kind), values)
+
+    return column
+
+
+def _told(events: Sequence[Event]) -> Columns:
+    """Columns of any events; what an earlier version did not count is null, whatever the journal's null means."""
+    told = Event.columns(events, ...)
+
+    def column(name: str, kind: pa.DataType, null: float | None) -> pa.Array:
+        values = told.get(name)
+        if values is None:
+            return pa.nulls(len(events), kind)
+        if None in values or ... in values:
+            values = [None if value is ... else null if value is None else value for value in values]
+        return pa.array(values, kind)
+
+    return column
 
 
 def _recipes(records: Iterable[TrialRecord], schema: pa.Schema) -> dict[str, pa.Array]:
@@ -78,6 +106,10 @@ def _recipes(records: Iterable[TrialRecord], schema: pa.Schema) -> dict[str, pa.
     flat: list[dict[str, Any]] = []
     places: list[int] = []
     for record in records:
+        if not record.exploits and not record.recipe.changes:
+            places += [len(flat)] * len(record.epochs)
+            flat.append(resolve(record.recipe).flat())
+            continue
         known: dict[tuple[int, int], int] = {}
         for event in record.epochs:
             recipe, age = record.recipe_at(event["step"]), event["epoch"] - 1

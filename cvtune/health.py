@@ -91,8 +91,7 @@ class Curves:
     def of(self, name: str) -> Floats:
         """A column."""
         if name not in self._columns:
-            values = (report.get(name) for report in self._reports)
-            self._columns[name] = np.array([math.nan if value is None else float(value) for value in values])
+            self._columns[name] = np.array([report.get(name) for report in self._reports], np.float64)  # None: NaN
         return self._columns[name]
 
     def last(self, name: str) -> float:

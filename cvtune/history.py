@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cvtune.journal import Event, read
+from cvtune.event import Event
+from cvtune.journal import read
 from cvtune.packing import Packing
 from cvtune.recipe import Recipe, Value
 from cvtune.study import Study
@@ -89,11 +90,14 @@ class TrialRecord:
         It is the best one, the first of equals; with folds the last, since a mean over few folds is no better than one
         over many but only less sure. `epochs`: only these count.
         """
-        scored = [e for e in (self.epochs if epochs is None else epochs) if study.score(e) is not None]
+        reports = self.epochs if epochs is None else epochs
+        scored = [(score, e) for e in reports if (score := study.score(e)) is not None]
+        if not scored:
+            return None
         if study.recipe.data.folds:
-            return scored[-1] if scored else None
+            return scored[-1][1]
         sign = 1.0 if study.better == "max" else -1.0
-        return max(scored, key=lambda e: sign * float(study.score(e) or 0), default=None)
+        return max(scored, key=lambda pair: sign * pair[0])[1]
 
     def last(self, study: Study) -> float | None:
         """The last report's score; with folds the last fold's."""

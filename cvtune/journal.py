@@ -16,10 +16,8 @@ Where the scheduler was asked, the event holds `call` (the number of the questio
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import operator
 import os
 import time
 import zlib
@@ -27,55 +25,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from cvtune.errors import CvtuneError, OwnedError
+from cvtune.event import FORMAT, Event, parse
 
-FORMAT = 2  # 1, of development versions, had no roles and no acts; such a study can be read by no later version
 COMMIT_S = 1.0
-
-
-class Event(Mapping[str, Any]):
-    """A line of the journal. Read-only, and 1.9 kB where a dict has 3.1: events with the same keys share them."""
-
-    __slots__ = ("_places", "_values")
-    _layouts: dict[tuple[str, ...], dict[str, int]] = {}
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        names = tuple(content)
-        if names not in self._layouts:
-            self._layouts[names] = {name: place for place, name in enumerate(names)}
-        self._places = self._layouts[names]
-        self._values = tuple(content.values())
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[self._places[key]]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __repr__(self) -> str:
-        return f"Event({dict(self)!r})"
-
-    @staticmethod
-    def columns(events: Iterable[Event], missing: Any = None) -> dict[str, list[Any]]:
-        """The values of many events by key, in their order; `missing` where an event lacks the key."""
-        found: dict[str, list[Any]] = {}
-        done = 0
-        for places, alike in itertools.groupby(events, operator.attrgetter("_places")):
-            rows = [event._values for event in alike]
-            for name, values in zip(places, zip(*rows, strict=True), strict=True):
-                found.setdefault(name, [missing] * done).extend(values)
-            done += len(rows)
-            for name in found.keys() - places.keys():
-                found[name].extend([missing] * len(rows))
-        return found
 
 
 class Journal:
@@ -189,8 +142,23 @@ def _files(study: Path) -> list[Path]:
 
 
 def _term(path: Path) -> tuple[int, list[Event]]:
+    """The number of a term and its events: by copies of closed pieces where there are any, else line by line."""
+    if not any(path.parent.glob(f"{path.stem}.*.arrow")):
+        with path.open("rb") as file:
+            return int(path.stem), list(_events(file, path))
+    from cvtune.compact import copies  # late: Arrow, which small studies need not load
+
+    events: list[Event] = []
     with path.open("rb") as file:
-        return int(path.stem), list(_events(file, path))
+        done = 0
+        for copy in copies(path):
+            file.seek(done)
+            between = file.read(copy.start - done).splitlines()
+            events += [*_events(between, path, len(events)), *copy.block.events()]
+            done = copy.end
+        file.seek(done)
+        events += _events(file, path, len(events))
+    return int(path.stem), events
 
 
 def _counted(terms: list[tuple[int, list[Event]]]) -> list[tuple[int, list[Event]]]:
@@ -205,9 +173,10 @@ def _counted(terms: list[tuple[int, list[Event]]]) -> list[tuple[int, list[Event
     return found
 
 
-def _events(lines: Iterable[bytes], path: Path) -> Iterator[Event]:
+def _events(lines: Iterable[bytes], path: Path, before: int = 0) -> Iterator[Event]:
+    """The events of lines, of which there are `before` in front of them in the file."""
     damaged = 0
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, before + 1):
         if not (line := line.rstrip(b"\n")):
             continue
         if damaged:
@@ -215,20 +184,10 @@ def _events(lines: Iterable[bytes], path: Path) -> Iterator[Event]:
                 f"{path}, line {damaged}: damaged (checksum). Restore the file from a copy; "
                 "the lines before it are good."
             )
-        event = _parse(line)
+        event = parse(line)
         if event is None:
             damaged = number  # the last line is torn where its writer was killed
             continue
         if event["v"] != FORMAT:
             raise CvtuneError(f"{path}: written by another cvtune (format {event['v']}, this one reads {FORMAT}).")
         yield event
-
-
-def _parse(line: bytes) -> Event | None:
-    body, mark, tail = line.rpartition(b',"crc":"')
-    if not mark or tail[:8] != f"{zlib.crc32(body):08x}".encode():
-        return None
-    try:
-        return Event(msgspec.json.decode(body + b"}"))
-    except msgspec.DecodeError:  # half a surrogate pair, of a file's name that is no Unicode, which json takes
-        return Event(json.loads(body + b"}"))

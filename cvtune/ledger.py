@@ -18,8 +18,9 @@ from cvtune.board import Board
 from cvtune.confirm import Planned
 from cvtune.epoch import METRICS
 from cvtune.errors import CvtuneError
+from cvtune.event import Event
 from cvtune.history import History, TrialRecord
-from cvtune.journal import Event, Journal
+from cvtune.journal import Journal
 from cvtune.objective import is_exhausted
 from cvtune.recipe import Recipe, Value
 from cvtune.study import Study

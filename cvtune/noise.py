@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import chdtri
 
 from cvtune.history import History, TrialRecord
 from cvtune.study import Study
@@ -20,17 +19,26 @@ class NoiseFloor:
 
     Attributes:
         sd: standard deviation with n - 1 in the denominator, in units of the objective.
-        low, high: 95 % interval of the true standard deviation (chi-square, scores taken as normal). Three seeds
-            know it only within a factor of about twelve: 0.5 to 6.3 times `sd`.
         seeds: finished trials that it is computed from, at least 2.
         mean: mean score of these trials.
     """
 
     sd: float
-    low: float
-    high: float
     seeds: int
     mean: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the true standard deviation (chi-square, scores taken as normal).
+
+        Three seeds know it only within a factor of about twelve: 0.5 to 6.3 times `sd`.
+        """
+        from scipy.special import chdtri  # late: who only asks for `sd` need not wait for it
+
+        # (n - 1) sd^2 / sigma^2 is chi-square; chdtri takes the upper tail.
+        freedom = self.seeds - 1
+        low, high = (self.sd * math.sqrt(freedom / float(chdtri(freedom, tail))) for tail in (0.025, 0.975))
+        return low, high
 
     @property
     def spread(self) -> str:
@@ -44,9 +52,10 @@ class NoiseFloor:
                 f"All {self.seeds} seeds of the default recipe score {self.mean:.4g}: what the seed changes is less "
                 "than these validation images can show."
             )
+        low, high = self.interval
         return (
             f"The seed alone moves the score by {self.sd:.2g} (standard deviation over {self.seeds} seeds of the "
-            f"default recipe, which fixes it within {self.low:.2g} and {self.high:.2g} with 95 % confidence)."
+            f"default recipe, which fixes it within {low:.2g} and {high:.2g} with 95 % confidence)."
         )
 
 
@@ -70,10 +79,7 @@ def noise_floor(study: Study, history: History) -> NoiseFloor | None:
     """The noise floor from the finished trials with the role "noise"; None with fewer than 2 of them."""
     finished = [record for record in history.of("noise") if record.reason in FINISHED]
     scores = [value for record in finished if (value := score(study, record)) is not None]
-    freedom = len(scores) - 1
-    if freedom < 1:
+    if len(scores) < 2:
         return None
     sd = float(np.std(scores, ddof=1)) if len(set(scores)) > 1 else 0.0  # equal scores differ by a rounding else
-    # (n - 1) sd^2 / sigma^2 is chi-square; chdtri takes the upper tail.
-    low, high = (sd * math.sqrt(freedom / float(chdtri(freedom, tail))) for tail in (0.025, 0.975))
-    return NoiseFloor(sd, low, high, len(scores), float(np.mean(scores)))
+    return NoiseFloor(sd, len(scores), float(np.mean(scores)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -200,10 +201,15 @@ def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, rows = aside_name(path), 0
     try:
-        with pq.ParquetWriter(aside, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
+        with pq.ParquetWriter(aside, schema) as writer, ThreadPoolExecutor(1) as beside:
+            written: Future[None] | None = None
+            for batch in batches:  # the next one is made while this one is encoded
+                if written is not None:
+                    written.result()
+                written = beside.submit(writer.write_batch, batch)
                 rows += batch.num_rows
+            if written is not None:
+                written.result()
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from scipy import stats
 
 from cvtune.board import Board
 from cvtune.controls import NEEDED, rungs, simulate, strength, would_have_stopped
+from cvtune.event import Event
 from cvtune.history import History
-from cvtune.journal import Event
 from cvtune.recipe import Recipe
 from cvtune.schedulers import ASHA, FIFO
 from cvtune.space import Uniform, space

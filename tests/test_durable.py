@@ -15,8 +15,9 @@ import torch
 from cvtune import checkpoint, lease
 from cvtune.durable import read_json, remove_leftovers, write_whole
 from cvtune.errors import CvtuneError, OwnedError
+from cvtune.event import Event
 from cvtune.history import load
-from cvtune.journal import Event, Journal, read
+from cvtune.journal import Journal, read
 from cvtune.recipe import Recipe
 from cvtune.study import for_data
 

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from cvtune.advise import changed, load
 from cvtune.cli import app
 from cvtune.errors import ConfigError, CvtuneError
+from cvtune.event import Event
 from cvtune.experiment import advise, images_of, verdicts
 from cvtune.history import History, TrialRecord
-from cvtune.journal import Event
 from cvtune.rule import Rule
 from cvtune.sections import Source
 from cvtune.space import LogUniform, space

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cvtune.event import Event
 from cvtune.history import History
-from cvtune.journal import Event
 from cvtune.noise import noise_floor, score
 from cvtune.study import Study
 
@@ -36,7 +36,7 @@ def test_floor_is_the_spread_of_the_best_epochs() -> None:
     assert floor is not None
     assert (floor.seeds, floor.sd) == (3, pytest.approx(np.std([0.9, 0.91, 0.95], ddof=1)))
     assert floor.mean == pytest.approx(0.92)
-    assert f"{floor.sd:.2g}" in floor.sentence() and f"{floor.high:.2g}" in floor.sentence()
+    assert f"{floor.sd:.2g}" in floor.sentence() and f"{floor.interval[1]:.2g}" in floor.sentence()
 
 
 def test_score_follows_the_direction_of_the_objective_and_the_limits() -> None:
@@ -64,10 +64,10 @@ def test_interval_covers_the_true_deviation_as_often_as_it_says() -> None:
     for _ in range(400):
         scores = rng.normal(0.9, 0.02, size=3)
         floor = noise_floor(Study(objective="val_accuracy"), told({str(i): [float(v)] for i, v in enumerate(scores)}))
-        assert floor is not None and floor.low <= floor.sd <= floor.high
-        hits += floor.low <= 0.02 <= floor.high
+        assert floor is not None and floor.interval[0] <= floor.sd <= floor.interval[1]
+        hits += floor.interval[0] <= 0.02 <= floor.interval[1]
     assert 0.92 <= hits / 400 <= 0.98
-    assert floor.high / floor.sd == pytest.approx(np.sqrt(2 / stats.chi2.ppf(0.025, 2)))
+    assert floor.interval[1] / floor.sd == pytest.approx(np.sqrt(2 / stats.chi2.ppf(0.025, 2)))
 
 
 def test_equal_scores_are_said_to_be_equal_and_no_rounding_is_taken_for_noise() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from cvtune import plan, study
 from cvtune.errors import ConfigError
+from cvtune.event import Event
 from cvtune.forecast import Cost, broken, fitting_trials, forecast
 from cvtune.history import History
-from cvtune.journal import Event
 
 COST = Cost(epoch=2.0, between=0.5, trial=1.0, process=10.0, checkpoint=1000, report=10)
 BASE = study.for_data("digits").set(

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from cvtune.epoch import METRICS
+from cvtune.event import Event
 from cvtune.history import History
-from cvtune.journal import Event
 from cvtune.screen import GRID, Lines, Screen, strength_grid, summary
 from cvtune.study import for_data
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cvtune import ASHA, FIFO, Budget, Choice, Confirm, LogUniform, Recipe, Study, Uniform, space
+from cvtune import ASHA, FIFO, Budget, Choice, Confirm, LogUniform, Recipe, Study, Uniform, compact, space
 from cvtune.durable import write_whole
 from cvtune.epoch import METRICS
 from cvtune.journal import Journal
@@ -85,6 +85,7 @@ def made(trials: int, epochs: int, stopped: bool, storage: Path) -> Path:
             ):
                 running.remove(trial)
     ledger.close()
+    compact.catch_up(folder)  # as the driver does while a study runs
     return folder
 
 
