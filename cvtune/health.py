@@ -23,19 +23,21 @@ from cvtune.history import TrialRecord
 Floats = npt.NDArray[np.float64]
 
 FEWEST = 4  # reports; below it only a loss that is not finite says anything
-BURST = 1.2  # x start
+BURST = 1.25  # x start
 EXPLODED = 200.0  # x the loss of guessing: batch norm's moving averages lag behind at good rates too, by up to 70
-FLIPS = 0.75  # share of predictions
-STUCK = 0.7  # of guessing
-ASTRAY = 2.5  # x the norm of the weights at the first report
-UNFIT = 0.55  # of guessing
-SLOW = 0.4  # of guessing
-GROWN = 1.2  # x the norm of the weights at the first report
+FLIPS = 0.65  # share of predictions
+STUCK = 0.55  # of guessing
+ASTRAY = 2.2  # x the norm of the weights at the first report
+UNFIT = 0.35  # of guessing
+BEYOND = 0.25  # of guessing
+SLOW = 0.38  # of guessing
+GROWN = 1.3  # x the norm of the weights at the first report
 SAME = 0.13  # of guessing
-RISE = 0.04  # of guessing
+RISE = 0.03  # of guessing
+UNDONE = 0.12  # of what val_loss had fallen
 LEARNED = 0.95  # of guessing
 LOST = 0.04  # of guessing
-KNOWN = 0.25  # of guessing
+KNOWN = 0.36  # of guessing
 COLLAPSED = 0.2  # of the right entropy
 FULL_RATE = 0.5  # of the peak: reports at a higher rate show what the rate does, not its end
 
@@ -105,10 +107,15 @@ class Curves:
         return int(bad.argmax()) if bad.any() else None
 
     @property
+    def untrained(self) -> float:
+        """`clean_loss` before the first step; that of guessing where it is not told."""
+        told = self.of("start_loss")
+        return float(next(iter(told[np.isfinite(told)]), self.chance))
+
+    @property
     def start(self) -> float:
         """`clean_loss` before the first step, at least that of guessing."""
-        told = self.of("start_loss")
-        return float(max([self.chance, *told[np.isfinite(told)]]))
+        return max(self.chance, self.untrained)
 
     @property
     def growth(self) -> float:
@@ -178,10 +185,8 @@ def _diverged(curves: Curves) -> str | None:
     if curves.broken is not None:
         return f"The loss of report {curves.broken + 1} is not a finite number."
     name, last = curves.known, curves.last(curves.known)
-    if last > curves.start:
-        return (
-            f"{name} ended at {last:.3g}, above {curves.start:.3g}: worse than guessing and than before the first step."
-        )
+    if last > curves.untrained:
+        return f"{name} ended at {last:.4g}, above {curves.untrained:.4g}: worse than before the first step."
     return None
 
 
@@ -227,7 +232,8 @@ def _overfitting(curves: Curves) -> str | None:
     val, known, last = curves.of("val_loss"), curves.of(curves.known), curves.last("val_loss")
     best = int(np.nanargmin(val))
     rise, fell = last - float(val[best]), float(known[best] - known[-1])
-    if rise > RISE * curves.chance and fell > 0 and known[-1] < LEARNED * curves.chance:
+    least = max(RISE * curves.chance, UNDONE * (curves.start - float(val[best])))
+    if rise > least and fell > 0 and known[-1] < LEARNED * curves.chance:
         return (
             f"val_loss rose from {val[best]:.3g} at report {best + 1} to {last:.3g} while {curves.known} fell by "
             f"{fell:.3g} to {known[-1]:.3g}."
@@ -237,10 +243,10 @@ def _overfitting(curves: Curves) -> str | None:
 
 def _underfitting(curves: Curves) -> str | None:
     last, chance = curves.last(curves.known), curves.chance
-    if last > UNFIT * chance:
+    if last > UNFIT * chance and curves.gap < BEYOND * chance and not _diverged(curves):
         return (
             f"{curves.known} ended at {last:.3g}, {last / chance:.0%} of guessing: not even the images that are "
-            f"trained on are fitted (val_loss {curves.last('val_loss'):.3g})."
+            f"trained on are fitted, and val_loss is hardly higher ({curves.last('val_loss'):.3g})."
         )
     return None
 
@@ -275,7 +281,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "diverged",
         ("train_loss", "val_loss", "clean_loss", "start_loss"),
-        "a loss is not finite, or clean_loss ends above start",
+        "a loss is not finite, or clean_loss ends above what it was before the first step",
         "what the word means",
         _diverged,
         broken=True,
@@ -303,15 +309,16 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "overfitting",
         ("val_loss", "clean_loss"),
-        f"val_loss ends more than {RISE:.0%} of guessing above its lowest, and clean_loss fell meanwhile, to below "
-        f"{LEARNED:.0%} of guessing",
+        f"val_loss ends above its lowest by more than {RISE:.0%} of guessing and by more than {UNDONE:.0%} of what it "
+        f"had fallen from start, and clean_loss fell meanwhile, to below {LEARNED:.0%} of guessing",
         DEV,
         _overfitting,
     ),
     Rule(
         "underfitting",
         ("clean_loss", "val_loss"),
-        f"clean_loss ends above {UNFIT:.0%} of guessing",
+        f"clean_loss ends above {UNFIT:.0%} of guessing, val_loss less than {BEYOND:.0%} of it higher, and it did not "
+        "diverge",
         DEV,
         _underfitting,
         whole=True,

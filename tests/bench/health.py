@@ -1,39 +1,16 @@
 """Do the verdicts of `cvtune/health.py` say what happened? Many short runs whose outcome is known, labelled and judged.
 
-    uv run python tests/bench/health.py FOLDER            # trains, a line per run to FOLDER/runs.jsonl
-    uv run python tests/bench/health.py FOLDER --score    # judges the runs of FOLDER/runs.jsonl, prints the table
+    uv run python tests/bench/health.py FOLDER --photos DIR     # trains, a line per run to FOLDER/runs.jsonl
+    uv run python tests/bench/health.py FOLDER --score          # judges the runs of FOLDER/runs.jsonl, prints the table
 
-It goes on where it was broken off.
+It goes on where it was broken off. What each verdict means is defined in `health_labels.py`; images (in DIR) and networks
+are in `health_sets.py`.
 
-Data are scikit-learn's digits and, with `--photos DIR`, the sets of DIR that `SETS` names. The labels were laid down
-before the first run was made. They come from the outcome on test images that no verdict sees, and from a network's
-loss before its first step, which no report holds:
-
-- *Outcome* of a run: the lowest loss on the test images over its reports; that of the untrained network if it is lower
-  or none is finite. In a group (same data, architecture, optimizer) the *optimum* is the rate, or strength, of the
-  lowest mean outcome over seeds; s is the standard deviation over seeds at the optimum and its neighbors, pooled. A run
-  is *worse* if its outcome exceeds the optimum's mean by more than two standard errors, 2 s sqrt(1 + 1/seeds), and by
-  more than a tenth of what training gains (untrained minus optimum): the smallest effect that is of interest. Where
-  only one of the two holds it is *unclear*, neither positive nor negative; the tables count such runs.
-- learning rate too high: worse, and the rate lies above the optimum. Too low: worse, and below.
-- diverged: a loss that is not finite, or at the end a loss on the training images, not augmented, above the untrained
-  network's.
-- augmentation too strong: worse, and the strength lies above the optimum.
-- overfitting: not diverged, and the loss on the test images at the end exceeds the lowest over the reports by more than
-  two standard errors of the difference image by image, and by more than a tenth of what training gains; unclear where
-  only one of the two holds.
-- underfitting: worse, and the loss on the training images at the end exceeds the mean at the optimum by more than a
-  quarter of the way to the untrained network's.
-- collapsed to the majority class: at the end one class is predicted for 90 % of the test images or more, of which it
-  makes up less than 60 %.
-
-Two of these lines were changed once, after the runs of `DEVELOPMENT` and before the first one of `TEST`: a large effect
-within the noise was a negative before, though nothing is known of it, and a diverged run could count as overfitting.
-
-Thresholds were set on the groups of `DEVELOPMENT` alone. Those of `TEST` are of other data (TrashNet at 24 instead of
-16 px, its images drawn anew; patches of nuclei; drawn shapes), of two architectures and two optimizers that
-`DEVELOPMENT` has not, and with Adam the rate stays at its peak. Runs of rates judge all verdicts but *augmentation too
-strong*, runs of strengths that one, runs of few images *overfitting* (and no verdict that compares with an optimum).
+Thresholds were set on the groups of `DEVELOPMENT` alone. Those of `TEST` are of other data (MNIST, drawn letters), of
+three architectures and two optimizers that `DEVELOPMENT` has not; with Adam the rate stays at its peak. Runs of rates
+judge all verdicts but *augmentation too strong*, runs of strengths that one and *underfitting*, runs of few images
+*overfitting*. Those that train four times as long say what can be reached, and more seeds of the highest rates are
+judged by *diverged* and *collapsed* alone: they would make ill runs seem more frequent than a sweep has them.
 """
 
 from __future__ import annotations
@@ -49,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from health_labels import group_of, labels
 from health_sets import MODELS, SETS, few_of, opened
 from torch import nn
 
@@ -65,35 +43,41 @@ RATES = {  # at most 100, which the recipe allows
     "adam": (2e-4, 1e-3, 5e-3, 2e-2, 0.1, 1.0, 5.0, 20.0, 50.0, 100.0),
     "adagrad": (1e-3, 5e-3, 2e-2, 6e-2, 0.2, 1.0, 10.0, 100.0),
 }
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-WHOLE = ("rate", "strength", "few")  # arms
-PLACES = (("fashion", "patches"), ("signs", "small_resnet"), ("fashion", "small_resnet"), ("signs", "patches"))
+STRENGTHS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
+WHOLE = ("rate", "long", "strength", "few")  # arms
+SHORT = ("rate", "long", "few")
+HIGHEST, MORE_SEEDS = 3, 4  # the arm `high`: more seeds of the highest rates, for want of runs that diverge
 DEVELOPMENT = [
-    (("digits", "small_resnet", "adamw"), WHOLE),
-    (("trashnet", "small_resnet", "sgd"), WHOLE),
-    *(
-        ((*place, name), WHOLE if name == "adamw" else ("rate",))
-        for name in ("rmsprop", "sgd", "adamw")
-        for place in PLACES
-    ),
+    (("fashion", "small_resnet", "adamw"), WHOLE),
+    (("signs", "patches", "sgd"), WHOLE),
+    (("trashnet24", "plain", "adamw"), WHOLE),
+    (("nuclei", "grouped", "rmsprop"), WHOLE),
+    (("signs", "grouped", "adamw"), WHOLE),
+    (("fashion", "plain", "sgd"), WHOLE),
+    (("nuclei", "small_resnet", "sgd"), SHORT),
+    (("trashnet24", "grouped", "sgd"), SHORT),
+    (("fashion", "patches", "rmsprop"), SHORT),
+    (("nuclei", "plain", "adamw"), SHORT),
+    (("signs", "small_resnet", "rmsprop"), SHORT),
+    (("trashnet24", "patches", "adamw"), SHORT),
 ]
-FRESH = {"adagrad": ("rate", "few"), "adam": WHOLE, "sgd": ("rate",)}
+FRESH = {"adagrad": ("rate", "long", "strength"), "adam": WHOLE, "sgd": SHORT}
 TEST = [
-    ((data, model, name), arms)
-    for data in ("nuclei", "trashnet24", "shapes")
-    for model in ("plain", "grouped")
+    ((data, model, name), (*arms, "high"))
+    for data in ("mnist", "letters")
+    for model in ("separable", "shortcuts", "attention")
     for name, arms in FRESH.items()
 ]
 PARTS = {"development": DEVELOPMENT, "test": TEST}
-GOOD = {"adamw": 1e-2, "rmsprop": 3e-3, "sgd": 0.3, "adam": 5e-3, "adagrad": 3e-2}  # where the rate is not swept
+GOOD = {"adamw": 1e-2, "rmsprop": 3e-3, "sgd": 0.05, "adam": 5e-3, "adagrad": 3e-2}  # where the rate is not swept
+EPOCHS, LONGER = 24, 4  # a run has 24 reports, one of the arm `long` four times as many
 SEEDS = 3
 RARE = 0.1  # share of ill runs for which the last column gives the precision
-RELEVANT = 0.1  # of what training gains: the smallest difference that is of interest
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run to make. `arm`: rate, strength or few."""
+    """One run to make. `arm`: rate, high, long, strength or few."""
 
     part: str
     arm: str
@@ -110,7 +94,7 @@ class Job:
 
     @property
     def group(self) -> tuple[str, ...]:
-        return (self.arm, self.data, self.model, self.optimizer)
+        return (self.part, self.data, self.model, self.optimizer)
 
 
 def jobs() -> Iterator[Job]:
@@ -128,8 +112,13 @@ def of_arm(part: str, arm: str, group: tuple[str, str, str], seed: int) -> Itera
         yield from (Job(part, arm, *group, rate, 0.0, seed) for rate in RATES[group[2]])
     elif arm == "strength":
         yield from (Job(part, arm, *group, good, strength, seed) for strength in STRENGTHS)
+    elif arm == "high":
+        seeds = range(SEEDS, SEEDS + MORE_SEEDS) if seed == 0 else ()
+        yield from (Job(part, arm, *group, rate, 0.0, n) for n in seeds for rate in RATES[group[2]][-HIGHEST:])
+    elif arm == "long":
+        yield Job(part, arm, *group, good, 0.0, seed)
     else:  # one after the other, for want of something to sweep
-        yield from (Job(part, arm, *group, good, 0.0, SEEDS * seed + number) for number in range(3))
+        yield from (Job(part, arm, *group, good, 0.0, SEEDS * seed + number) for number in range(2))
 
 
 def recipe_of(job: Job) -> Recipe:
@@ -143,8 +132,8 @@ def recipe_of(job: Job) -> Recipe:
         "augment.flip": "none",
         "regularize.strength": 0.0 if few else 0.3,
         "data.image_size": SETS[job.data][1],
-        "data.batch_size": 16 if few else 32,
-        "max_epochs": 24 if few else 10,
+        "data.batch_size": 16,
+        "max_epochs": EPOCHS * (LONGER if job.arm == "long" else 1),
         "seed": job.seed,
     }
     return Recipe().replace(values)
@@ -201,81 +190,6 @@ def make(folder: Path, photos: Path, only: str) -> None:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """What the runs of one arm, data, architecture and optimizer came to."""
-
-    value: float  # rate or strength of the optimum
-    outcome: float  # its mean
-    error: float  # standard error of one run minus that mean
-    gain: float  # what training gains: mean outcome of the untrained networks minus `outcome`
-    trained: float  # mean loss on the training images at the end, at the optimum
-    spread: float  # standard error of one run minus `trained`
-    untrained: float  # mean loss on the training images before the first step
-
-
-def outcome(run: dict[str, Any]) -> float:
-    """The lowest finite loss on the test images, the untrained network's included."""
-    return min(x for x in (run["start"]["test"], *run["test"]) if math.isfinite(x))
-
-
-def group_of(runs: list[dict[str, Any]]) -> Group:
-    swept = "strength" if runs[0]["job"]["arm"] == "strength" else "rate"
-    values = sorted({run["job"][swept] for run in runs})
-    by_value = [[run for run in runs if run["job"][swept] == value] for value in values]
-    means = [np.mean([outcome(run) for run in some]) for some in by_value]
-    best = int(np.argmin(means))
-    near, seeds = by_value[max(0, best - 1) : best + 2], len(by_value[best])
-    ends = [[min(run["train"], run["start"]["train"]) if math.isfinite(run["train"]) else run["start"]["train"]
-             for run in some] for some in near]  # fmt: skip
-
-    def error(kinds: list[list[float]]) -> float:
-        return float(np.sqrt(np.mean([np.var(kind, ddof=1) for kind in kinds]) * (1 + 1 / seeds)))
-
-    start = {part: float(np.mean([run["start"][part] for run in runs])) for part in ("train", "test")}
-    return Group(
-        value=values[best],
-        outcome=float(means[best]),
-        error=error([[outcome(run) for run in some] for some in near]),
-        gain=start["test"] - float(means[best]),
-        trained=float(np.mean([run["train"] for run in by_value[best]])),
-        spread=error(ends),
-        untrained=start["train"],
-    )
-
-
-def labels(run: dict[str, Any], group: Group) -> dict[str, bool | None]:
-    """Verdict -> whether it is right of a run by its outcome, None: unclear. Those that its arm judges, see above."""
-    arm, end = run["job"]["arm"], run["train"]
-    excess = outcome(run) - group.outcome
-    worse = both(excess > 2 * group.error, excess > RELEVANT * group.gain)
-    gap, gap_error = run["gap"]
-    share, there = run["top"]
-    diverged = not all(map(math.isfinite, (*run["test"], end))) or end > run["start"]["train"]
-    risen = both(gap > 2 * gap_error, gap > RELEVANT * group.gain)
-    found: dict[str, bool | None] = {
-        "diverged": diverged,
-        "overfitting": False if diverged else risen,
-        "collapsed to the majority class": share >= 0.9 and there < 0.6,
-    }
-    value = run["job"]["strength" if arm == "strength" else "rate"]
-    if arm == "rate":
-        found["learning rate too high"] = worse if value > group.value else False
-        found["learning rate too low"] = worse if value < group.value else False
-        unfit = not math.isfinite(end) or (
-            end - group.trained > max(2 * group.spread, 0.25 * (group.untrained - group.trained))
-        )
-        found["underfitting"] = False if not unfit else worse
-    elif arm == "strength":
-        found["augmentation too strong"] = worse if value > group.value else False
-    return found
-
-
-def both(beyond_noise: bool, of_interest: bool) -> bool | None:
-    """Whether an effect is there; None, unclear, where only one of the two holds."""
-    return beyond_noise if beyond_noise == of_interest else None
 
 
 def is_complete(runs: list[dict[str, Any]]) -> bool:

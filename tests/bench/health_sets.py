@@ -7,17 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
+from torchvision import datasets
 
 from cvtune.data import Dataset, Part, open_dataset
 from cvtune.recipe import Recipe
 from cvtune.sections import Source
 
-TRAIN, VAL, HELD = 192, 150, 200  # images
+TRAIN, VAL, HELD = 192, 200, 300  # images
 FEW = 48  # training images where there are to be few
-SHAPES = ("disk", "square", "stripes", "bars", "checks")
+LETTERS = "AHOSTX"
+FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Bold", "STIXGeneral", "STIXGeneralItalic", "cmtt10")
 SIDE = 16  # px of what is made here
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 (N, S, S, 3), int64 (N,)
@@ -41,36 +45,45 @@ def nuclei(photos: Path) -> dict[str, Arrays]:
     return made
 
 
-def shapes(photos: Path) -> dict[str, Arrays]:
-    """One of `SHAPES` in a random place, size and color on another color, under noise; PHOTOS is not looked at."""
+def letters(photos: Path) -> dict[str, Arrays]:
+    """One of `LETTERS` in one of `FONTS`, turned, moved, bright on some dark color, noisy; PHOTOS is not looked at."""
     rng, made = np.random.default_rng(0), {}
     for part, count in (("train", TRAIN), ("val", VAL), ("test", HELD)):
-        labels = rng.integers(len(SHAPES), size=count)
-        made[part] = np.stack([drawn(int(label), rng) for label in labels]), labels
+        labels = rng.integers(len(LETTERS), size=count)
+        made[part] = np.stack([drawn(LETTERS[int(label)], rng) for label in labels]), labels
     return made
 
 
-def drawn(label: int, rng: np.random.Generator) -> np.ndarray:
-    """One picture, uint8 (16, 16, 3)."""
-    y, x = np.mgrid[:SIDE, :SIDE] - rng.uniform(5, 11, 2)[:, None, None]
-    radius, period = rng.uniform(3, 5), rng.uniform(3, 5)
-    box = np.maximum(abs(x), abs(y)) < radius
-    rows, columns = np.sin(2 * np.pi * y / period) > 0, np.sin(2 * np.pi * x / period) > 0
-    inside = [np.hypot(x, y) < radius, box, box & rows, box & columns, box & (rows ^ columns)][label]
-    ground, color = rng.uniform(60, 190, (2, 3))
-    picture = np.where(inside[..., None], color, ground) + rng.normal(0, 12, (SIDE, SIDE, 3))
+def drawn(letter: str, rng: np.random.Generator) -> np.ndarray:
+    """One picture, uint8 (16, 16, 3): drawn four times as large, then made smaller."""
+    large = 4 * SIDE
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{rng.choice(FONTS)}.ttf"
+    font, middle = ImageFont.truetype(path, int(rng.integers(44, 60))), rng.uniform(large / 2 - 4, large / 2 + 4, 2)
+    ink = Image.new("L", (large, large))
+    ImageDraw.Draw(ink).text(tuple(middle), letter, fill=255, font=font, anchor="mm")
+    cover = np.asarray(ink.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR).resize((SIDE, SIDE))) / 255
+    ground, color = rng.uniform(0, 100, 3), rng.uniform(160, 255, 3)
+    picture = ground + cover[..., None] * (color - ground) + rng.normal(0, 12, (SIDE, SIDE, 3))
     return picture.clip(0, 255).astype(np.uint8)
 
 
-SETS: dict[str, tuple[str | Callable[[Path], dict[str, Arrays]] | None, int]] = {
-    # name: source within --photos (None: embedded), or what makes it; side in px
-    "digits": (None, 8),
-    "trashnet": ("trashnet", 16),
+def mnist(photos: Path) -> dict[str, Arrays]:
+    """Handwritten digits as torchvision keeps them, in PHOTOS/MNIST/raw."""
+    learned, held = (datasets.MNIST(photos, train=train) for train in (True, False))
+    order = np.random.default_rng(0).permutation(len(learned))
+    rows = {"train": order[:TRAIN], "val": order[TRAIN : TRAIN + VAL], "test": np.arange(HELD)}
+    parts = {"train": learned, "val": learned, "test": held}
+    return {part: (parts[part].data[index].numpy(), parts[part].targets[index].numpy()) for part, index in rows.items()}
+
+
+SETS: dict[str, tuple[str | Callable[[Path], dict[str, Arrays]], int]] = {
+    # name: source within --photos, or what makes it; side in px
     "fashion": ("fashion_mnist_mini/fashion_mnist_mini.npz", 14),
     "signs": ("sign_digits", 16),
     "trashnet24": ("trashnet", 24),
     "nuclei": (nuclei, SIDE),
-    "shapes": (shapes, SIDE),
+    "letters": (letters, SIDE),
+    "mnist": (mnist, SIDE),
 }
 
 
@@ -80,7 +93,7 @@ def opened(name: str, photos: Path, cache: Path) -> Dataset:
     if callable(source):
         source = made(name, source, photos, cache)
     found = open_dataset(
-        Source(source="digits" if source is None else str(photos / source)),
+        Source(source=str(photos / source)),
         Recipe().replace({"data.image_size": side, "data.store_size": side}).data, cache, None, 1,
     )  # fmt: skip
     rng, parts = np.random.default_rng(24 if name == "trashnet24" else 0), {}
@@ -136,7 +149,78 @@ def grouped(num_classes: int, recipe: Recipe) -> nn.Module:
     )  # fmt: skip
 
 
+def separable(num_classes: int, recipe: Recipe) -> nn.Module:
+    """Depthwise separable convolutions with batch norm, as in MobileNet; no shortcut."""
+    del recipe
+
+    def block(there: int, made: int, stride: int) -> list[nn.Module]:
+        deep = nn.Conv2d(there, there, 3, stride, 1, groups=there, bias=False)
+        return [
+            deep,
+            nn.BatchNorm2d(there),
+            nn.ReLU(),
+            nn.Conv2d(there, made, 1, bias=False),
+            nn.BatchNorm2d(made),
+            nn.ReLU(),
+        ]
+
+    first = [nn.Conv2d(3, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU()]
+    return nn.Sequential(
+        *first, *block(12, 24, 1), *block(24, 32, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, num_classes)
+    )
+
+
+class Shortcuts(nn.Module):
+    """A convolution and three residual blocks of two, without any norm."""
+
+    def __init__(self, num_classes: int, width: int = 16) -> None:
+        super().__init__()
+
+        def block() -> nn.Module:
+            return nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1))
+
+        self.first = nn.Conv2d(3, width, 3, 2, 1)
+        self.blocks = nn.ModuleList(block() for _ in range(3))
+        self.head = nn.Linear(4 * width, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, (N, classes), of images, (N, 3, S, S)."""
+        x = self.first(images)
+        for block in self.blocks:
+            x = x + block(x.relu())
+        return self.head(nn.functional.adaptive_avg_pool2d(x.relu(), 2).flatten(1))  # type: ignore[no-any-return]
+
+
+def shortcuts(num_classes: int, recipe: Recipe) -> nn.Module:
+    """See `Shortcuts`."""
+    del recipe
+    return Shortcuts(num_classes)
+
+
+class Attention(nn.Module):
+    """Patches of 4 px as tokens with learned places, two layers of attention (layer norm first), their mean."""
+
+    def __init__(self, num_classes: int, image_size: int, width: int = 32) -> None:
+        super().__init__()
+        self.tokens = nn.Conv2d(3, width, 4, 4)
+        self.places = nn.Parameter(torch.zeros(1, (image_size // 4) ** 2, width))
+        layer = nn.TransformerEncoderLayer(width, 2, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, (N, classes), of images, (N, 3, S, S)."""
+        tokens = self.tokens(images).flatten(2).mT + self.places
+        return self.head(self.layers(tokens).mean(1))  # type: ignore[no-any-return]
+
+
+def attention(num_classes: int, recipe: Recipe) -> nn.Module:
+    """See `Attention`."""
+    return Attention(num_classes, recipe.data.image_size)
+
+
+OWN = ("patches", "plain", "grouped", "separable", "shortcuts", "attention")
 MODELS: dict[str, dict[str, Any]] = {
     "small_resnet": {"model.name": "small_resnet", "model.width": 4},
-    **{name: {"model.name": f"python:health_sets:{name}"} for name in ("patches", "plain", "grouped")},
+    **{name: {"model.name": f"python:health_sets:{name}"} for name in OWN},
 }
