@@ -3,8 +3,8 @@
     uv run python tests/bench/health.py FOLDER --photos DIR     # trains, a line per run to FOLDER/runs.jsonl
     uv run python tests/bench/health.py FOLDER --score          # judges the runs of FOLDER/runs.jsonl, prints the table
 
-It goes on where it was broken off. What each verdict means is defined in `health_labels.py`; images (in DIR) and networks
-are in `health_sets.py`.
+It goes on where it was broken off. What each verdict means is defined in `health_labels.py`; images and networks are in
+`health_sets.py`.
 
 Thresholds were set on the groups of `DEVELOPMENT` alone. Those of `TEST` are of other data (MNIST, drawn letters), of
 three architectures and two optimizers that `DEVELOPMENT` has not; with Adam the rate stays at its peak. Runs of rates
