@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from cvtune.durable import aside_name, read_json, sync_folder
+from cvtune.durable import aside_name, read_json, sync
 from cvtune.errors import CvtuneError
 
 FORMAT = 1
@@ -44,14 +43,13 @@ def save(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, Any]) -> 
         files = {TENSORS: {"size": (aside / TENSORS).stat().st_size, "blake2b": _digest(aside / TENSORS)}}
         manifest = {"format": FORMAT, "files": files, "numbers": dict(numbers), "state": skeleton}
         (aside / MANIFEST).write_text(json.dumps(manifest))
-        for name in (TENSORS, MANIFEST):
-            with (aside / name).open("rb") as file:
-                os.fsync(file.fileno())
+        for path in (aside / TENSORS, aside / MANIFEST, aside):
+            sync(path)
         aside.rename(folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -10,6 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -29,14 +32,15 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` when the block ends; after an error nothing changed.
 
-    A process that is killed between two renames leaves no `folder`, never a part of one.
+    Linux exchanges the two in one step. Where a file system cannot (NFS, macOS), two renames do it: a process that is
+    killed between them leaves no `folder`, never a part of one.
 
     Raises:
         OSError: the disk is full or the folder above cannot be written.
@@ -46,20 +50,26 @@ def replaced(folder: Path) -> Iterator[Path]:
     try:
         new.mkdir()
         yield new
-        for path in new.rglob("*"):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            old.rename(folder)
-            raise
-        sync_folder(folder.parent)
+        for path in (*new.rglob("*"), new):
+            sync(path)
+        if not (folder.exists() and _exchanged(new, folder)):
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
+        sync(folder.parent)
     finally:
         for path in (new, old):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two paths of one file system have changed places, in one step."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc 2.28, musl 1.2.6; Python has no name for it
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def aside_name(path: Path) -> Path:
@@ -83,9 +93,9 @@ def remove_leftovers(folder: Path, *patterns: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or a folder so that a rename in it survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -35,7 +35,7 @@ from cvtune.preflight import Prepared
 from cvtune.results import write_tables
 from cvtune.signals import Signals, signals
 from cvtune.study import Study
-from cvtune.study_folder import check_folder, check_unchanged, provenance
+from cvtune.study_folder import LEFTOVERS, check_folder, check_unchanged, provenance
 from cvtune.track.launch import tracked
 from cvtune.tune import EndOfStudy, Proposer, Referee
 
@@ -241,7 +241,7 @@ def _drive(
             ledger.note("close", {"why": why, "ended": ended})
             write_tables(folder, ledger.history)
             write_best(study, folder, ledger.history)
-            remove_leftovers(folder, ".", "journal", "tables", "best", "trials/*")
+            remove_leftovers(folder, *LEFTOVERS)
             shutil.rmtree(folder / ".ray", ignore_errors=True)
             if why == "complete":
                 setting.finish(folder)

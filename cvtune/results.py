@@ -24,7 +24,7 @@ from cvtune import epoch_table, health, study
 from cvtune import history as histories
 from cvtune.analysis.tables import Columns, Tables
 from cvtune.controls import would_have_stopped
-from cvtune.durable import aside_name, read_json, sync_folder
+from cvtune.durable import aside_name, read_json, sync
 from cvtune.epoch import METRICS
 from cvtune.errors import ConfigError
 from cvtune.history import History, TrialRecord
@@ -210,11 +210,12 @@ def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
                 rows += batch.num_rows
             if written is not None:
                 written.result()
+        sync(aside)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
     return rows
 
 

@@ -33,6 +33,8 @@ PACKAGES = (
     "scipy",
     "optuna",
 )
+# Where a process that was killed may have left files half written, as patterns; checkpoints are for the sweep.
+LEFTOVERS = (".", "journal", "tables", "best", "report", "trials/*", "trials/*/*/media")
 
 
 def check_folder(study: Study, folder: Path, resume: str) -> tuple[Study, History]:

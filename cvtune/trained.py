@@ -97,7 +97,7 @@ def read(path: Path) -> About:
     try:
         with safe_open(path, "pt") as file:
             content = json.loads((file.metadata() or {}).get(KEY, "null"))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # RuntimeError: there is none
         raise ConfigError(f"{path} cannot be read as weights ({error}). Copy the file anew.") from None
     if content is None:
         raise ConfigError(f"{path} holds weights, but not what cvtune notes beside them. Give a study's best folder.")
