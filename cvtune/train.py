@@ -30,6 +30,7 @@ from cvtune.kinds import PHOTO, to_json, values_of
 from cvtune.microbatch import MicroBatches, share_of
 from cvtune.mixing import Mixed, mix_batch
 from cvtune.models import build_model
+from cvtune.models.layout import arrange
 from cvtune.normalize import normalizer_of
 from cvtune.optim import Stepper
 from cvtune.probe_set import ProbeSet
@@ -87,11 +88,7 @@ class Run:
         self.final = recipe.data.model_copy(update={"image_size": recipe.image_sizes[-1]})  # how images are scored
         shape = (len(data.classes), recipe.largest.image_size, data.task, data.kind.channels)
         self.model = build_model(resolve(recipe), *shape)
-        # Only there. Measured with torch 2.15 (oneDNN 3.13): convolutions on channels-last tensors corrupt the memory
-        # of a CPU process (AVX2: widths that 8 does not divide; several threads: a smaller last batch). They would
-        # save 10 to 20 % of a small network's time.
-        self.layout = torch.channels_last if on_gpu else torch.contiguous_format
-        self.model.module.to(self.device).to(memory_format=self.layout)
+        self.layout = arrange(self.model.module.to(self.device), self.device)
         self.images = min(recipe.data.report_images or len(self.used), len(self.used))
         batches = max(1, -(-self.images // recipe.data.batch_size))
         self.stepper = Stepper(self.model, resolve(recipe), max(1, -(-batches // recipe.optim.accumulate)))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ruler import CPUS, HERE, Plan, environment, peer_command
+from ruler import CPUS, HERE, Plan, copy_peers, environment, peer_command
 
 sys.path.insert(0, str(HERE / "peers"))
 IMAGE_SIZE = 64  # px
@@ -47,8 +47,9 @@ def textbook_winner(data: Path, samples: int, max_epochs: int, scratch: Path) ->
     """The settings of the trial with the best validation accuracy of a search by the peer, over all of its epochs."""
     if not (scratch / "result.json").is_file():
         scratch.mkdir(parents=True, exist_ok=True)
-        plan = Plan(data, "textbook", samples, max_epochs, IMAGE_SIZE)
-        command = peer_command(plan, 0, scratch)
+        plan = Plan(data, ("textbook",), samples, max_epochs, IMAGE_SIZE)
+        copy_peers(scratch)
+        command = peer_command(plan, "textbook", 0, scratch)
         subprocess.run(command, check=True, env=environment(scratch / "bytecode"))
     best, settings = -1.0, {}
     for folder in sorted((scratch / "ray").glob("*/train_trial_*")):

@@ -12,11 +12,13 @@ from cvtune import Recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
+import stamps
 import textbook_ray
 
 
 def model(num_classes: int, recipe: Recipe) -> nn.Module:
     """Float (N, 3, H, W) -> logits (N, num_classes)."""
+    stamps.watch()
     network: nn.Module = textbook_ray.small_resnet(num_classes, recipe.regularize.dropout)
     return network
 

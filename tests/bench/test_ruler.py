@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,27 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import stamps
 from meter import Usage, measure
-from ruler import Plan, Result, numbers, our_command, our_result, peer_command, ratio, summary, turns, write
+from ruler import (
+    SCRIPTS,
+    Plan,
+    Result,
+    copy_peers,
+    earlier,
+    numbers,
+    our_command,
+    our_result,
+    peer_command,
+    ratio,
+    summary,
+    turns,
+    write,
+)
+from stamps import Trained
 
 from cvtune import study
 from cvtune.augment import Pipeline
-from cvtune.journal import Journal
 from cvtune.models import build_model, check_model
 
 HERE = Path(__file__).resolve().parent
@@ -26,7 +43,7 @@ PEERS = {
     "textbook_ray.py": "f63012b0f48911c387778d93bebd9f892781816534dc309e9a07b150ae6ca3c8",
     "tuned_ray.py": "ca37c1484c92da0af31922f6cdcdcd60bd2c96de4793c7950b0345b8ab1c0f53",
 }
-PLAN = Plan(Path("photos"), "textbook", samples=4, max_epochs=2, image_size=32)
+PLAN = Plan(Path("photos"), ("textbook",), samples=4, max_epochs=2, image_size=32)
 
 FAMILY = """
 import os, time
@@ -63,8 +80,9 @@ def test_ratio_covers_the_truth() -> None:
 
 
 def test_turns_alternate() -> None:
-    assert [side[0] for _, side in turns(4, "textbook")] == list("ottootto")
-    assert [number for number, _ in turns(2, "textbook")] == [0, 0, 1, 1]
+    assert [side[0] for _, side in turns(4, ["textbook"])] == list("ottootto")
+    assert [side[:2] for _, side in turns(2, ["textbook", "tuned"])] == ["ou", "te", "tu", "tu", "te", "ou"]
+    assert [number for number, _ in turns(2, ["textbook"])] == [0, 0, 1, 1]
 
 
 def test_meter_counts_daemons_and_short_children_once(tmp_path: Path) -> None:
@@ -91,7 +109,7 @@ def test_study_is_valid_and_asked_as_the_peer_is(tmp_path: Path) -> None:
     command = our_command(PLAN, 7, tmp_path)
     values = dict(study.parse_assignment(command[i + 1]) for i, part in enumerate(command) if part == "--set")
     chosen = study.load(str(HERE / "peer_study.py")).set(values)
-    peer = peer_command(PLAN, 7, tmp_path)
+    peer = peer_command(PLAN, "textbook", 7, tmp_path)
     asked = dict(zip(peer[3::2], peer[4::2], strict=True))
     assert chosen.budget.trials == int(asked["--samples"]) == 4
     assert chosen.recipe.max_epochs == int(asked["--max-epochs"]) == 2
@@ -115,32 +133,79 @@ def test_parts_fit_cvtune() -> None:
         assert out.shape == (64, 64, 3) and out.dtype == np.uint8
 
 
-def test_our_result_comes_from_tables_and_journal(tmp_path: Path) -> None:
+def test_our_result_comes_from_the_tables(tmp_path: Path) -> None:
     folder = tmp_path / "studies" / "peer_study"
-    (folder / "journal").mkdir(parents=True)
-    (folder / "tables").mkdir()
+    (folder / "tables").mkdir(parents=True)
     trials = {"trial": ["00000", "00001"], "reason": ["completed", "stopped_scheduler"], "epochs": [2, 1]}
     pq.write_table(pa.table({**trials, "best": [0.5, 0.7], "last": [0.5, 0.4]}), folder / "tables" / "trials.parquet")
     pq.write_table(pa.table({"step": [1, 2, 1]}), folder / "tables" / "epochs.parquet")
-    journal = Journal(folder / "journal" / "1.jsonl")
-    first = [journal.append(kind, {}) for kind in ("open", "epoch", "epoch")][1]["t"]
-    journal.close()
-    assert our_result(PLAN, tmp_path, first - 5) == Result(2, 3, 0.7, first - (first - 5))
-    assert our_result(Plan(PLAN.data, "tuned", 4, 2, 32), tmp_path, first).best_accuracy == 0.5
+    assert our_result(tmp_path) == Result(2, 3, 0.7)
     pq.write_table(pa.table({"step": [1, 2]}), folder / "tables" / "epochs.parquet")
     with pytest.raises(AssertionError, match=r"epochs.parquet has 2 rows, trials.parquet counts 3"):
-        our_result(PLAN, tmp_path, first)
+        our_result(tmp_path)
 
 
-def test_samples_are_kept_and_summarized(tmp_path: Path) -> None:
+def test_peers_are_run_as_copies_that_stamp(tmp_path: Path) -> None:
+    copy_peers(tmp_path)
+    for name in SCRIPTS.values():
+        text = (tmp_path / "peers" / f"{name}.py").read_text()
+        compile(text, name, "exec")
+        kept = HERE / "peers" / f"{name}.py"
+        lines = [line for line in text.splitlines() if "stamps" not in line]
+        assert lines == [line for line in kept.read_text().splitlines() if "stamps" not in line]
+        assert ("stamps.watch()" in text) == (kept.name in PEERS)  # our own stamp in plain.py
+
+
+def test_stamps_tell_trials_of_one_process_apart(tmp_path: Path) -> None:
+    code = """
+import stamps, torch
+stamps.watch()
+stamps.watch()
+for trial in range(2):
+    weight = torch.ones(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], 0.1)
+    for step in range(2):
+        weight.sum().backward()
+        optimizer.step()
+stamps.reported()
+"""
+    env = {**os.environ, stamps.FOLDER: str(tmp_path), "PYTHONPATH": str(HERE)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    (path,) = tmp_path.glob("*.txt")
+    assert [line.split()[1] for line in path.read_text().splitlines()] == ["first", "step", "step"] * 2 + ["report"]
+    first, second = stamps.read(tmp_path)
+    assert first.first <= first.last <= second.first < second.last
+
+
+def test_turnaround_is_from_a_trials_end_to_the_next_first_step() -> None:
+    # two slots: trial 2 follows trial 1 (ended at 5), trial 3 follows trial 0 (ended at 9)
+    trials = [Trained(0, 9), Trained(1, 5), Trained(5.5, 20), Trained(10, 21)]
+    assert stamps.turnarounds(trials, 2) == [0.5, 1]
+    assert stamps.turnarounds(trials[:2], 2) == []
+
+
+def test_samples_are_kept_continued_and_summarized(tmp_path: Path) -> None:
+    trained = [Trained(9.0, 12.0), Trained(9.0, 13.0), Trained(12.5, 20.0)]
     rows = [
-        {"side": side, "round": i, "order": i, "load": 0.1, **numbers(Usage(0, 0.0, wall, 2 * wall, 900.0), result)}
+        {
+            "side": side,
+            "round": i,
+            "order": i,
+            "load": 0.1,
+            **numbers(Usage(0, 0.0, wall, 2 * wall, 900.0), result, trained),
+        }
         for i in range(2)
-        for side, wall, result in (("ours", 20.0, Result(4, 10, 0.8, 9.0)), ("textbook", 40.0, Result(4, 8, 0.7)))
+        for side, wall, result in (("ours", 20.0, Result(4, 10, 0.8)), ("textbook", 40.0, Result(4, 8, 0.7)))
     ]
-    write(rows, PLAN, tmp_path / "out" / "samples.parquet")
-    table = pq.read_table(tmp_path / "out" / "samples.parquet")
-    assert table.to_pylist() == rows
+    path = tmp_path / "out" / "samples.parquet"
+    assert earlier(PLAN, path) == []
+    write(rows, PLAN, path)
+    table = pq.read_table(path)
+    assert table.to_pylist() == earlier(PLAN, path) == rows
     assert json.loads(table.schema.metadata[b"ruler"])["max_epochs"] == 2
+    assert rows[0]["start_s"] == 9 and rows[0]["turnaround_s"] == 0.5
     text = summary(rows, "textbook")
     assert "0.400 (0.400 to 0.400)" in text  # 2 s to 5 s of wall clock per epoch
+    assert "0.284 (0.284 to 0.284)" in text  # 1.1 s to 3.875 s without the start
+    with pytest.raises(SystemExit, match="samples that differ in max_epochs"):
+        earlier(replace(PLAN, max_epochs=3), path)
