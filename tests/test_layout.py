@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +15,14 @@ from cvtune.models.layout import X86, PickedConv2d, arrange
 
 CPU = torch.device("cpu")
 x86 = pytest.mark.skipif(platform.machine() not in X86, reason="elsewhere the layout stays as it is")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @x86
@@ -53,5 +62,9 @@ def test_the_layout_stays_where_a_strided_1x1_convolution_may_hide(hiding: nn.Mo
 
 
 def test_no_layout_is_changed_where_none_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2))
+    torch.set_num_threads(2)
+    assert arrange(network, CPU) is torch.contiguous_format
+    torch.set_num_threads(1)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert arrange(nn.Sequential(nn.Conv2d(3, 4, 1, stride=2)), CPU) is torch.contiguous_format
+    assert arrange(network, CPU) is torch.contiguous_format
