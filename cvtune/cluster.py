@@ -33,8 +33,12 @@ SLOTS_S = 5.0  # how long the size of the cluster is taken for granted; nodes jo
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[None]:
+def cluster(niceness: int = 15) -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine for as long as we need it.
+
+    Args:
+        niceness: of the processes that Ray started here trains in. Those of another cluster have what it was started
+            with.
 
     Raises:
         ClusterError: neither worked.
@@ -43,6 +47,7 @@ def cluster() -> Iterator[None]:
     local: dict[str, Any] = {"object_store_memory": 200 * 2**20, "include_dashboard": False, **granted()}
     options = local if address == "local" else {}
     try:
+        os.environ["RAY_worker_niceness"] = str(niceness)  # noqa: SIM112  (as what Ray starts here reads it)
         with withheld():  # the key of W&B: all that Ray starts here would inherit it
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **options)
     except Exception as error:  # Ray says by a bare Exception that its processes did not start in time

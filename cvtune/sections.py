@@ -99,6 +99,13 @@ class Resources(Section):
         "Labels of the nodes that trials run on, such as 'ray.io/accelerator-type=H100' or 'KEY=in(A,B),OTHER=!C'; "
         "None: any.",
     )
+    niceness: int = field(
+        15,
+        "Niceness of trials where cvtune starts Ray itself: 15, Ray's own, lets everything else on the machine go "
+        "first; 0 asks for an equal share.",
+        ge=0,
+        le=19,
+    )
     max_concurrent: int | None = field(None, "Most trials at once; None: as many as fit.", unit="trials", ge=1)
     wait_s: float = field(
         0, "Time to wait for a node that can hold a trial, where a study begins before its nodes.", unit="s", ge=0

@@ -1,13 +1,15 @@
-"""What is said when Ray does not start."""
+"""How Ray is started, what is said when it does not, and what a trial gets of it."""
 
+import os
 from typing import Any
 
 import pytest
 
 from cvtune import cluster
-from cvtune.errors import ClusterError
+from cvtune.errors import ClusterError, ConfigError
 from cvtune.study import for_data
 
+NICENESS = "RAY_worker_niceness"  # read by what Ray starts
 NODES: list[dict[str, Any]] = [
     {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}, "Labels": {"ray.io/accelerator-type": "H100"}},
     {"Alive": True, "Resources": {"CPU": 64.0}, "Labels": {"zone": "eu"}},
@@ -67,3 +69,14 @@ def test_what_no_node_has_is_refused_with_what_there_is(
     monkeypatch.setattr(cluster.ray, "nodes", lambda: NODES)
     with pytest.raises(ClusterError, match=said):
         cluster.trial_resources(for_data("digits").set(settings))
+
+
+def test_ray_that_is_started_here_is_as_nice_as_the_study_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: started.append(os.environ.get(NICENESS, "")))
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setenv(NICENESS, "3")
+    with cluster.cluster(for_data("digits").set({"resources.niceness": 17}).resources.niceness):
+        assert started == ["17"]
+    with pytest.raises(ConfigError, match="niceness"):
+        for_data("digits").set({"resources.niceness": 20})
