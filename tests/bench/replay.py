@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
+from candidates import estimated, promotion
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -40,7 +41,8 @@ from cvtune.study import Study, make, parse_assignment
 from cvtune.suggest import Suggester, suggester
 
 WITHIN = 0.01  # of the best row's mean last score
-LOOKED_AT = (16, 32, 64, 128)  # epochs; the last is where a game ends
+LOOKED_AT = (16, 32, 64, 128)  # epochs
+PER_WORKER = 4  # epochs of a game; but never fewer than 128
 WORKERS = (4, 16, 64)
 SLOWEST = 5.0  # times the table's median epoch: a longer one was recorded while the machine stood still
 RESAMPLES = 2000
@@ -250,6 +252,9 @@ SIDES = {
     "ray": Side({}, ray_asha(grace_period=1, reduction_factor=3)),
     "ray-tpe": Side({}, ray_asha(grace_period=1, reduction_factor=3), RayTpe),
     "default": Side({}),
+    "promotion": Side({}, promotion),
+    "tpe-estimated": Side({}, searcher=estimated),
+    "promotion-tpe": Side({}, promotion, estimated),
 }
 
 
@@ -278,7 +283,7 @@ def line(name: str, games: Sequence[Sequence[Played]], ours: Floats, others: Seq
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, nargs="+")
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), help="ratios are to the first two")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES)[:3], help="ratios are to the first two")
     parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
     parser.add_argument("--seeds", type=int, default=20)
     given = parser.parse_args()
@@ -291,7 +296,10 @@ def main() -> None:
     for name in given.sides:
         pairs = [(table, workers) for table in tables for workers in given.workers]
         side, seeds = side_of(name), range(given.seeds)
-        games = [[play(table, side, workers, seed, LOOKED_AT[-1]) for seed in seeds] for table, workers in pairs]
+        games = [
+            [play(table, side, workers, seed, max(LOOKED_AT[-1], PER_WORKER * workers)) for seed in seeds]
+            for table, workers in pairs
+        ]
         ours = np.array([[game.reached for game in row] for row in games], float)
         others += [ours] if len(others) < 2 else []
         print(line(name, games, ours, others), flush=True)
