@@ -14,7 +14,7 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 from cvtune.epoch import Epoch
 from cvtune.loops import BATCHES, Report, loop, report_epoch
 from cvtune.recipe import Augment, Data, Loss, Model, Optim, Recipe, Regularize, Train
-from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
+from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median, Promotion
 from cvtune.searchers import GP, TPE, Grid, Random, Sobol
 from cvtune.sections import Budget, Confirm, Resources, Source, Tracking
 from cvtune.space import Choice, IntUniform, LogUniform, PerChoice, Space, Uniform, When, space
@@ -45,6 +45,7 @@ __all__ = [
     "Model",
     "Optim",
     "PerChoice",
+    "Promotion",
     "Random",
     "Recipe",
     "Regularize",

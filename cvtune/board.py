@@ -20,7 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 from cvtune.explained import Pointer, Reason
 from cvtune.ray_schedulers import ray_scheduler
 from cvtune.recipe import Value
-from cvtune.schedulers import PB2, PBT, HyperBand
+from cvtune.schedulers import PB2, PBT, HyperBand, Promotion
 from cvtune.study import Study
 
 ANSWERS: Mapping[str, Literal["go", "stop", "pause"]] = {
@@ -77,7 +77,8 @@ class Board:
         self._study, self._inner = study, ray_scheduler(study)
         self._controller: Any = self  # it stands in for Ray's, but is none
         self._population = isinstance(study.scheduler, PBT | PB2) and study.budget.trials > 0
-        self.pausing = self._population or (isinstance(study.scheduler, HyperBand) and study.budget.trials > 0)
+        waits = isinstance(study.scheduler, HyperBand | Promotion) and study.budget.trials > 0
+        self.pausing = self._population or waits
         self._stubs: dict[str, Any] = {}  # Trial, of which Ray's schedulers and we touch what is not public
         self._live: dict[str, Any] = {}
         self._steps: dict[str, int] = {}  # of the live ones
@@ -147,6 +148,10 @@ class Board:
     def start(self, trial: str) -> None:
         """A waiting trial runs now."""
         self._live[trial].status = Trial.RUNNING
+
+    def waits(self, trial: str) -> str:
+        """The numbers for which a waiting trial has not gone on; "" where there are none."""
+        return self._inner.waits(trial)
 
     def wants_more(self) -> bool:
         """Whether more trials must be proposed before any goes on.

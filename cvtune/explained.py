@@ -51,6 +51,10 @@ class Explained(TrialScheduler):
         """Whether more trials must be added before any goes on."""
         return False
 
+    def waits(self, name: str) -> str:
+        """The numbers for which a paused trial has not gone on; "" where there are none."""
+        return ""
+
     def pointers(self) -> Iterator[Pointer]:
         """Checkpoints that a later takeover may ask for."""
         return iter(())

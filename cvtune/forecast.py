@@ -144,7 +144,7 @@ class Game:
                 ledger.start(name)
             if name is not None:
                 heapq.heappush(self._due, (self.now + self._world.opening(ledger.history.trials[name]), name))
-            elif record is None:
+            elif record is None and not ledger.give_up_waiting():
                 return
 
     def _report(self, trial: str) -> None:

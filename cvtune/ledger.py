@@ -62,6 +62,7 @@ class Ledger:
         self._sweep = Sweep(study, folder, self.history, self.board)
         self._started = time.time()
         self.resources = dict(resources)
+        self.search_over = False  # whether nothing more will be proposed but the confirmation; `Phases` says so
         self.opened = False  # whether this term has written anything
         self._followed: set[str] = set()
         self._live: dict[str, TrialRecord] = {}
@@ -152,12 +153,27 @@ class Ledger:
         return self.board.choose(self.history.calls)
 
     def give_up_waiting(self) -> tuple[str, ...]:
-        """Once the budget is spent, end the trials that wait for their turn; returns their names."""
-        spent = self.spent()
-        waiting = [r.trial for r in self.live if r.waiting and r.role != "confirm"] if spent else []
-        for name in waiting:
-            self.end(name, "stopped_budget", spent or "")
-        return tuple(waiting)
+        """Once the budget is spent, end the trials that wait for their turn; returns their names.
+
+        Likewise once the search is over, no trial runs and the scheduler lets none of them go on.
+        """
+        waiting = [r for r in self._live.values() if r.waiting and r.role != "confirm"]
+        if waiting and (spent := self.spent()):
+            for record in waiting:
+                self.end(record.trial, "stopped_budget", spent)
+        elif not waiting or not self.search_over or self.running or self.choose() is not None:
+            return ()
+        else:
+            for record in waiting:
+                self._drop(record)
+        return tuple(record.trial for record in waiting)
+
+    def _drop(self, record: TrialRecord) -> None:
+        """Stop a trial that has waited in vain."""
+        why, call = f"{self.board.waits(record.trial)}; the search is over", self.history.calls
+        event = {"trial": record.trial, "step": record.steps, "reason": "stopped_scheduler", "message": why}
+        event |= {"call": call, "acts": list(self.board.finish(record.trial, None, call))}
+        self.note("end", event | {"action": "stop", "why": why, "arrival": None})
 
     def start(self, trial: str) -> None:
         """Let a waiting trial go on."""

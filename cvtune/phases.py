@@ -46,6 +46,7 @@ class Phases:
             draw = np.random.SeedSequence([study.recipe.seed, len(history.of("control")), 2])  # no searcher's stream
             return ledger.propose("control", study.space.sample(np.random.default_rng(draw)))
         self.search_over = self.search_over or self._why_over()
+        ledger.search_over = self.search_over is not None
         if self.search_over is None:
             return self._search(slots)
         return self._confirm()
@@ -59,6 +60,7 @@ class Phases:
         if values is not None:
             return ledger.propose("search", values)
         self.search_over = f"searcher.name = {self._study.searcher.name}: every point was proposed"
+        ledger.search_over = True
         return self._confirm()
 
     def _confirm(self) -> TrialRecord | None:

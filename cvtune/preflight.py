@@ -22,7 +22,7 @@ from cvtune.errors import ConfigError, CvtuneError, told
 from cvtune.fetch import model_pairs, require_weights
 from cvtune.objective import AUTO, choose
 from cvtune.recipe import Recipe
-from cvtune.schedulers import PB2, PBT, HyperBand
+from cvtune.schedulers import PB2, PBT, HyperBand, Promotion
 from cvtune.sections import TORCHVISION
 from cvtune.study import Study, make
 
@@ -267,7 +267,7 @@ def _try(recipe: Recipe, data: Any, study: Study) -> None:
     if recipe.train.loop is not None:
         from cvtune.own_loop import rehearse
 
-        pauses = isinstance(study.scheduler, PBT | PB2 | HyperBand) and study.budget.trials > 0
+        pauses = isinstance(study.scheduler, PBT | PB2 | HyperBand | Promotion) and study.budget.trials > 0
         rehearse(fast.replace({"max_epochs": 2}), tiny, {study.objective, *study.limits}, pauses)
         return
     run = Run(fast, tiny, device="cpu")  # the driver's machine may have no GPU, or one that is not ours

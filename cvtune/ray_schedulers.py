@@ -3,6 +3,7 @@
 What differs from Ray's own, and why:
 
 - ASHA: rungs may depend on a trial's strength, and be kept apart by it (see `schedulers.ASHA`).
+- Promotion: Ray has none; it is our own.
 - HyperBand: Ray's waits for ever when the last awaited trial fails after a bracket's first halving; it lets new trials
   into brackets that have begun; and it ends the survivors below max_epochs where the rungs do not divide it.
 - Median: a last report counts once (Ray's counts it twice), and a trial's mean is computed once.
@@ -29,7 +30,7 @@ from ray.tune.schedulers import (
 
 from cvtune.explained import Explained, Reason, common
 from cvtune.population import PbtRule
-from cvtune.schedulers import ASHA, PB2, PBT, STRENGTHS, HyperBand, Median
+from cvtune.schedulers import ASHA, PB2, PBT, STRENGTHS, HyperBand, Median, Promotion
 from cvtune.study import Study
 
 
@@ -104,6 +105,55 @@ class Asha(Explained, AsyncHyperBandScheduler):
 
     def _stratum(self, strength: float) -> int:
         return min(int(strength * self._rules.strata), self._rules.strata - 1)
+
+
+class PromotionRule(Explained, FIFOScheduler):
+    """ASHA whose trials wait at the rungs until they are among the best there."""
+
+    def __init__(self, study: Study, rules: Promotion) -> None:
+        super().__init__()
+        self._objective, self._sign = study.objective, 1 if study.better == "max" else -1
+        self._factor, rung = rules.reduction_factor, float(rules.grace_epochs)
+        self._rungs: dict[int, dict[str, float]] = {}  # epoch -> trial -> score, more is better
+        while (epoch := math.ceil(rung - 1e-9)) < study.recipe.rounds:
+            self._rungs[epoch] = {}
+            rung *= self._factor
+        self._trials: dict[str, Trial] = {}
+        self._at: dict[str, int] = {}  # trial -> the highest rung that it has reached
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._trials[trial.trial_id] = trial
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        name, epoch = trial.trial_id, result["epoch"]
+        if epoch not in self._rungs:
+            return str(self.CONTINUE)
+        self._rungs[epoch][name], self._at[name] = self._sign * result[self._objective], epoch
+        passes = name in self._best(epoch)
+        self.reasons[name] = Reason(self.waits(name), "promote" if passes else None)
+        return str(self.CONTINUE if passes else self.PAUSE)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        for epoch in sorted(self._rungs, reverse=True):
+            for name in self._best(epoch):
+                if self._trials[name].status == Trial.PAUSED and self._at[name] == epoch:
+                    return self._trials[name]
+        return next((trial for trial in self._trials.values() if trial.status == Trial.PENDING), None)
+
+    def waits(self, name: str) -> str:
+        if name not in self._at:
+            return ""
+        rung = self._rungs[self._at[name]]
+        rank = sum(score > rung[name] for score in rung.values()) + 1
+        text = f"rung {self._at[name]}: {self._objective} = {self._sign * rung[name]:.4g}, rank {rank} of {len(rung)}"
+        return f"{text}, the best {self._passing(rung)} go on"
+
+    def _best(self, epoch: int) -> list[str]:
+        rung = self._rungs[epoch]
+        return sorted(rung, key=lambda name: -rung[name])[: self._passing(rung)]
+
+    def _passing(self, rung: dict[str, float]) -> int:
+        return int(len(rung) / self._factor)
 
 
 class Bracket(hyperband._Bracket):
@@ -234,6 +284,8 @@ def ray_scheduler(study: Study) -> Explained:
         return Fifo()  # nothing is searched, and then nothing was checked that a scheduler rests on
     if isinstance(rules, ASHA):
         return Asha(study, rules)
+    if isinstance(rules, Promotion):
+        return PromotionRule(study, rules)
     if isinstance(rules, HyperBand):
         return HyperBandRule(study, rules)
     if isinstance(rules, Median):

@@ -74,6 +74,24 @@ class ASHA(Section):
         return _late_grace(self.grace_epochs, max_epochs, trials)
 
 
+class Promotion(Section):
+    """ASHA as its authors wrote it (Li et al. 2020, MLSys, algorithm 2): trials wait at the rungs.
+
+    A trial that reaches a rung goes on once it is among the best 1/reduction_factor of all that have come there. A
+    free place takes the trial that may go on from the highest rung, and a new one where none may. So whoever comes
+    first has no advantage, and none is lost that is overtaken late; but what waits lies on the disk, and is loaded
+    again to go on. Those that still wait when the search is over are stopped.
+    """
+
+    name: Literal["promotion"] = "promotion"
+    grace_epochs: int = field(1, "First rung: every trial trains for this many epochs (or folds).", unit="epochs", ge=1)
+    reduction_factor: float = field(3.0, "One in this many trials passes a rung; also the spacing of rungs.", gt=1)
+
+    def refusal(self, space: Space, max_epochs: int, searcher: str, trials: int) -> str | None:
+        """Why this cannot work together, in one sentence; None if it can."""
+        return _late_grace(self.grace_epochs, max_epochs, trials)
+
+
 class HyperBand(Section):
     """HyperBand (Li et al. 2018, JMLR), synchronous: brackets from cautious to aggressive, filled one after another.
 
@@ -232,7 +250,7 @@ class PB2(_Population):
         return self._refusal(self.name, space, max_epochs, searcher, trials)
 
 
-Scheduler = Annotated[FIFO | ASHA | HyperBand | Median | PBT | PB2, Field(discriminator="name")]
+Scheduler = Annotated[FIFO | ASHA | Promotion | HyperBand | Median | PBT | PB2, Field(discriminator="name")]
 
 
 def _late_grace(grace_epochs: int, max_epochs: int, trials: int) -> str | None:

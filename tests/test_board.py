@@ -14,7 +14,7 @@ from ray.tune.schedulers import pb2 as ray_pb2
 
 from cvtune.board import Board, Verdict, reseed
 from cvtune.recipe import Recipe
-from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median
+from cvtune.schedulers import ASHA, FIFO, PB2, PBT, HyperBand, Median, Promotion
 from cvtune.sections import Budget
 from cvtune.space import IntUniform, LogUniform, Uniform, space
 from cvtune.study import Study
@@ -59,7 +59,16 @@ class Table:
 
 
 def test_needs_no_ray_cluster_and_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    for scheduler in (FIFO(), ASHA(), HyperBand(), Median(), PBT(synch=False), PBT(synch=True), PB2(synch=False)):
+    for scheduler in (
+        FIFO(),
+        ASHA(),
+        Promotion(),
+        HyperBand(),
+        Median(),
+        PBT(synch=False),
+        PBT(synch=True),
+        PB2(synch=False),
+    ):
         table = Table(scheduler, trials=8 if isinstance(scheduler, PBT | PB2) else 40)
         names = [f"{i:05d}" for i in range(8)]
         table.add(*names)
@@ -174,6 +183,50 @@ def test_strata_compare_within_only() -> None:
     assert table.report("strong2", 1, 0.1).why.endswith("rung 1: val_accuracy = 0.1, cutoff 0.2")
     assert table.report("weak2", 1, 0.8).why.endswith("rung 1: val_accuracy = 0.8, cutoff 0.9")
     assert table.report("middle", 1, 0.15).why.startswith("stratum 2 of 2 (mean strength 0.5)")
+
+
+# --- promotion
+
+
+def test_promotion_lets_the_best_third_go_on_whenever_they_become_it() -> None:
+    table = Table(Promotion())
+    table.add("a", "b", "c", "d")
+    waits = "rung 1: val_accuracy = 0.5, rank 1 of 1, the best 0 go on"
+    assert table.report("a", 1, 0.5) == Verdict("pause", (), None, waits)  # the first one has no advantage
+    assert table.report("b", 1, 0.4).answer == "pause"
+    assert table.board.choose(0) == "c"
+    verdict = table.report("c", 1, 0.45)
+    assert (verdict.answer, verdict.why) == ("pause", "rung 1: val_accuracy = 0.45, rank 2 of 3, the best 1 go on")
+    assert table.board.choose(0) == "a"  # before the new trial: it is at a rung, and now one of three
+    table.board.start("a")
+    assert table.board.choose(0) == "d"
+    verdict = table.report("d", 1, 0.6)
+    assert (verdict.answer, verdict.action) == ("go", "promote")  # better than "a", which is not called back
+    assert table.board.choose(0) is None
+    assert table.board.waits("b") == "rung 1: val_accuracy = 0.4, rank 4 of 4, the best 1 go on"
+
+
+def test_promotion_has_rungs_at_whole_epochs_from_the_grace_on() -> None:
+    table = Table(Promotion(grace_epochs=2, reduction_factor=1.5))
+    table.add("a", "b", "c")
+    for name, score in (("a", 0.3), ("b", 0.4), ("c", 0.5)):
+        assert table.report(name, 1, score) == Verdict("go")  # no rung before the second epoch
+        assert table.report(name, 2, score).answer == ("pause" if name == "a" else "go")
+    assert table.report("c", 3, 0.6).why == "rung 3: val_accuracy = 0.6, rank 1 of 1, the best 0 go on"
+    asked = [epoch for epoch in range(4, 9) if table.report("b", epoch, 0.4).why]
+    assert asked == [5, 7]  # 4.5 and 6.75
+
+
+def test_promotion_by_a_loss_takes_the_lowest() -> None:
+    study = Table(Promotion()).study.model_copy(update={"objective": "val_loss"})
+    board = Board(study)
+    answers = []
+    for call, (name, loss) in enumerate((("a", 0.5), ("b", 0.6), ("c", 0.4))):
+        board.add(name, {}, 2 * call)
+        board.start(name)
+        answers.append(board.report(name, {"step": 1, "epoch": 1, "val_loss": loss}, 2 * call + 1))
+    assert [v.answer for v in answers] == ["pause", "pause", "go"]
+    assert answers[-1].why == "rung 1: val_loss = 0.4, rank 1 of 3, the best 1 go on"
 
 
 # --- HyperBand

@@ -258,7 +258,7 @@ class FoldsDrive(Drive):
         self.ledger.report(record.trial, numbers(step, epoch, own, **told), HERE)
 
 
-@pytest.mark.parametrize("which", ["asha", "hyperband", "median", "tpe"])
+@pytest.mark.parametrize("which", ["asha", "promotion", "hyperband", "median", "tpe"])
 def test_only_the_end_of_a_fold_is_decided_on_and_a_resumed_study_decides_the_same(tmp_path: Path, which: str) -> None:
     more: dict[str, Any] = (
         {"scheduler.name": which} if which != "tpe" else {"searcher.name": "tpe", "searcher.startup": 2}

@@ -28,6 +28,7 @@ BASE = {
 KINDS: dict[str, dict[str, Any]] = {
     "fifo": {"scheduler.name": "fifo", "budget.trials": 2},
     "asha": {"budget.trials": 7},
+    "promotion": {"scheduler.name": "promotion", "budget.trials": 6},
     "hyperband": {"scheduler.name": "hyperband", "budget.trials": 7},
     "median": {"scheduler.name": "median", "scheduler.min_trials": 2, "budget.trials": 6},
     "pbt": {"scheduler.name": "pbt", "budget.trials": 4},
@@ -100,13 +101,15 @@ def test_it_runs_to_its_end_and_keeps_its_word(storage: Path, kind: str) -> None
 
 
 REASONS_OF = {
-    **dict.fromkeys(("asha", "hyperband", "median", "sobol", "tpe", "gp"), ("completed", "stopped_scheduler")),
+    **dict.fromkeys(
+        ("asha", "promotion", "hyperband", "median", "sobol", "tpe", "gp"), ("completed", "stopped_scheduler")
+    ),
     "grid": ("completed", "stopped_scheduler", "stopped_budget"),
 }
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["asha", "hyperband", "median", "pbt", "pb2"])
+@pytest.mark.parametrize("kind", ["asha", "promotion", "hyperband", "median", "pbt", "pb2"])
 def test_its_decisions_are_in_the_table_with_the_numbers_compared(storage: Path, kind: str) -> None:
     rows = pq.read_table(storage / kind / "tables" / "decisions.parquet").to_pylist()
     action = "exploit" if kind.startswith("pb") else "stop"

@@ -32,6 +32,8 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "asha": {},
     "asha-brackets": {"scheduler.brackets": 2},
     "asha-fair": {"scheduler.controls": 4, "scheduler.strata": 2, "scheduler.grace_by_strength": 2.0},
+    "promotion": {"scheduler.name": "promotion"},
+    "promotion-tpe": {"scheduler.name": "promotion", "searcher.name": "tpe", "searcher.startup": 4},
     "hyperband": {"scheduler.name": "hyperband"},
     "median": {"scheduler.name": "median"},
     "pbt": {"scheduler.name": "pbt", "budget.trials": 6},
@@ -170,7 +172,7 @@ def test_a_synchronous_population_decides_the_same_however_many_run_at_once(tmp_
     assert exploits(1) == exploits(3) == exploits(6) and exploits(2)
 
 
-@pytest.mark.parametrize("which", ["asha", "pbt", "hyperband"])
+@pytest.mark.parametrize("which", ["asha", "promotion", "pbt", "hyperband"])
 def test_a_journal_torn_at_any_byte_of_its_last_line_is_taken_up(tmp_path: Path, which: str) -> None:
     saved: dict[tuple[str, int], tuple[int, float]] = {}
     whole = essence(Drive(tmp_path / "whole", study_of(which), {}).run())
@@ -209,7 +211,7 @@ def test_replay_notices_a_searcher_that_has_changed(tmp_path: Path) -> None:
         Drive(tmp_path, study_of("fifo").set({"searcher.seed": 5}), {})
 
 
-@pytest.mark.parametrize("which", ["asha", "hyperband", "median", "pbt", "pb2"])
+@pytest.mark.parametrize("which", ["asha", "promotion", "hyperband", "median", "pbt", "pb2"])
 def test_every_stop_and_exploit_is_explained_with_numbers(tmp_path: Path, which: str) -> None:
     history = Drive(tmp_path, study_of(which), {}, slots=2).run()
     decided = [d for d in history.decisions if d["action"] in ("stop", "exploit", "promote")]
@@ -258,11 +260,25 @@ def test_patience_and_budgets_end_trials_with_their_own_reasons(tmp_path: Path) 
     assert drive.history.trials[name].message == "budget.epochs = 2"
 
 
-@pytest.mark.parametrize("which", ["pbt", "hyperband"])
-def test_what_waits_when_the_budget_is_spent_ends_without_another_epoch(tmp_path: Path, which: str) -> None:
-    study = study_of(which).set({"budget.epochs": 31, "noise_seeds": 0})
+@pytest.mark.parametrize(("which", "budget"), [("pbt", 31), ("hyperband", 31), ("promotion", 18)])
+def test_what_waits_when_the_budget_is_spent_ends_without_another_epoch(
+    tmp_path: Path, which: str, budget: int
+) -> None:
+    study = study_of(which).set({"budget.epochs": budget, "noise_seeds": 0})
     history = Drive(tmp_path, study, {}).run()
-    assert history.epochs == 31 and "stopped_budget" in {r.reason for r in history.of("search")}
+    assert history.epochs == budget and "stopped_budget" in {r.reason for r in history.of("search")}
+
+
+def test_what_promotion_leaves_waiting_is_stopped_with_its_numbers_when_the_search_is_over(tmp_path: Path) -> None:
+    history = Drive(tmp_path, study_of("promotion"), {}, slots=3).run()
+    left = [r for r in history.of("search") if r.reason == "stopped_scheduler"]
+    stops = {d["trial"]: d for d in history.decisions if d["action"] == "stop"}
+    assert left and {r.trial for r in left} == set(stops)
+    assert all("go on; the search is over" in r.message and stops[r.trial]["step"] == r.steps for r in left)
+    completed = [r for r in history.of("search") if r.reason == "completed"]
+    assert len(completed) >= 1 and len(left) + len(completed) == 14
+    at_first = sorted(r.epochs[0]["val_accuracy"] for r in history.of("search"))
+    assert all(r.epochs[0]["val_accuracy"] >= at_first[-8] for r in completed)  # nobody came through by being first
 
 
 def test_without_a_gpu_the_budget_counts_cpu_hours(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_without_early_stopping_everything_is_added_up() -> None:
     assert found.bytes == 5 * 1000 + 126 * 10
 
 
-@pytest.mark.parametrize("name", ["asha", "median", "hyperband", "pbt"])
+@pytest.mark.parametrize("name", ["asha", "promotion", "median", "hyperband", "pbt"])
 def test_every_scheduler_can_be_played(name: str) -> None:
     found = forecast(with_(scheduler__name=name), COST, 2)
     assert found.trials == 14

@@ -16,7 +16,7 @@ from cvtune.epoch import METRICS
 from cvtune.history import FAILED, History, TrialRecord
 from cvtune.noise import FINISHED
 from cvtune.recipe import Recipe, Value
-from cvtune.schedulers import ASHA, PB2, PBT, HyperBand, Median
+from cvtune.schedulers import ASHA, PB2, PBT, HyperBand, Median, Promotion
 from cvtune.study import Study
 
 LARGE = 500  # trials; of a study that may have more, only those past the first rung get a run of their own
@@ -185,7 +185,7 @@ def is_large(study: Study, history: History) -> bool:
 def first_rung(study: Study) -> int:
     """Reports that every trial gets before the scheduler may stop it; 0 for one that stops none."""
     each = study.recipe.max_epochs if study.recipe.data.folds else 1
-    if isinstance(study.scheduler, ASHA | Median):
+    if isinstance(study.scheduler, ASHA | Median | Promotion):
         return each * study.scheduler.grace_epochs
     return each if isinstance(study.scheduler, HyperBand) else 0
 

@@ -1,6 +1,6 @@
 """How many epochs does a search take? Searches replayed on whole recorded curves, by a clock that is not ours.
 
-    uv run python tests/bench/replay.py TABLE.parquet... [--sides ray ray-tpe default searcher.name=tpe] [--seeds 20]
+    uv run python tests/bench/replay.py TABLE.parquet... [--sides ray ray-tpe searcher.name=tpe] [--seeds 20]
 
 Schedulers and searchers are the objects that decide in a real study; only the training is looked up (`curves.py` makes
 the table). Ours are asked by cvtune's ledger, as in `cvtune run`; Ray's own `ASHAScheduler` and its `OptunaSearch`
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from candidates import estimated, promotion
+from candidates import estimated
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -252,9 +252,8 @@ SIDES = {
     "ray": Side({}, ray_asha(grace_period=1, reduction_factor=3)),
     "ray-tpe": Side({}, ray_asha(grace_period=1, reduction_factor=3), RayTpe),
     "default": Side({}),
-    "promotion": Side({}, promotion),
     "tpe-estimated": Side({}, searcher=estimated),
-    "promotion-tpe": Side({}, promotion, estimated),
+    "promotion-tpe-estimated": Side({"scheduler.name": "promotion"}, searcher=estimated),
 }
 
 
@@ -277,7 +276,7 @@ def line(name: str, games: Sequence[Sequence[Played]], ours: Floats, others: Seq
         left = np.array([[g.regret[min(epochs, len(g.regret)) - 1] for g in row] for row in games]).mean(axis=0)
         cells.append(f"{left.mean():.4f} +- {left.std(ddof=1) / len(left) ** 0.5:.4f}")
     cells.append(f"{np.mean([g.clock[g.reached - 1] for row in games for g in row]):.0f}")
-    return " | ".join([f"{name:20}", *cells])
+    return " | ".join([f"{name:24}", *cells])
 
 
 def main() -> None:

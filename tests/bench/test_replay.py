@@ -8,6 +8,7 @@ from replay import SIDES, Played, Side, Table, interval, play, regrets
 
 from cvtune.space import LogUniform, Uniform, space
 
+PROMOTION = Side({"scheduler.name": "promotion"})
 FIFO = Side({"scheduler.name": "fifo"})
 SPACE = space({"augment.strength": Uniform(0, 1), "optim.lr": LogUniform(1e-3, 1e-1)})
 
@@ -60,7 +61,7 @@ def test_promotion_by_hand() -> None:
     a third of the nine. So 9 + 3 x 2 + 6 epochs are the least, and each early leader that is overtaken costs more.
     """
     rows = table([i / 9 for i in range(1, 10)], [1] * 9, 9)
-    games = [play(rows, SIDES["promotion"], workers=1, seed=seed, epochs=1000) for seed in range(10)]
+    games = [play(rows, PROMOTION, workers=1, seed=seed, epochs=1000) for seed in range(10)]
     assert all(game.regret[-1] == 0 for game in games)
     assert min(len(game.regret) for game in games) == 9 + 3 * 2 + 6
     assert max(len(game.regret) for game in games) < 9 * 9
