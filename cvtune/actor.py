@@ -14,9 +14,9 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
@@ -26,6 +26,9 @@ from cvtune.errors import DataError, told
 from cvtune.pulse import Pulse, die_hung
 from cvtune.recipe import Data, Recipe
 from cvtune.sections import Source
+
+if TYPE_CHECKING:
+    from cvtune.team import Team
 
 MOST_OPENED = 8
 OPENED: dict[str, Any] = {}  # data sets of this process by their settings: mapped once, used by trial after trial
@@ -42,11 +45,14 @@ class TrialActor(tune.Trainable):
     _folder: Path
     _pulse: Pulse
     _broken: Exception | None
+    _crew: Any  # `crew.Crew`; None: no trial of this process spans several GPUs
+    _loaded: Path | None  # the checkpoint that the run goes on from
 
     def setup(self, config: dict[str, Any]) -> None:
         settle(config)
         keep_memory()
         self._open = contextlib.ExitStack()  # what a trial leaves to be closed
+        self._crew = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -65,13 +71,30 @@ class TrialActor(tune.Trainable):
             try:
                 epoch = next(self._epochs, None)
             except Exception as error:
-                return self._failure(error)
+                return self._failure(self._cause(error))
         if epoch is None:
             return {"cut": "deadline" if self._pulse.overdue else "halt", **self._identity()}
         return {**epoch, **self._identity()}
 
     def cleanup(self) -> None:
         self._release()
+        if self._crew is not None:
+            self._crew.close()
+
+    def _cause(self, error: Exception) -> Exception:
+        """What made this process fail.
+
+        Raises:
+            crew.ProcessLost: another process of the trial was lost, which is Ray's to retry as if this one were.
+        """
+        if self._crew is None:
+            return error
+        from cvtune.crew import ProcessLost
+
+        cause: Exception = self._crew.cause(error)
+        if isinstance(cause, ProcessLost):
+            raise cause from error
+        return cause
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray's own checkpoints hold nothing: ours lie in the attempt's folder, and `_begin` finds them."""
@@ -82,6 +105,7 @@ class TrialActor(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._release()
         self._failed, self._broken, self._attempt, self._config = "", None, 0, config
+        self._loaded = None
         self._folder = Path(config["study"]) / "trials" / config["trial"]
         self._attempt = _new_attempt(self._folder)
         self._pulse = Pulse(
@@ -108,11 +132,21 @@ class TrialActor(tune.Trainable):
         with self._pulse.unwatched():  # imports, decoding and building may take long
             from cvtune import checkpoint
             from cvtune.device import limit_memory
+            from cvtune.team import ALONE
 
-            limit_threads(config["cpu"])
             limit_memory(config["gpu"])
-            loop, run = begun(config, workers=max(0, int(config["cpu"]) - 1), divides=not config["widens"])
+            size = processes(config)
+            if size > 1 and self._crew is None:
+                from cvtune.crew import Crew
+
+                self._crew = Crew(size)
+            team = self._crew.team if self._crew and size > 1 else ALONE
+            team.order("trial", config)
+            loop, run = team_run(config, team)
             numbers = self._restore(run)
+            if team.size > 1:
+                team.order("state", self._loaded and str(self._loaded), run.step)
+                team.same(run.model.module)
         if numbers is not None:
             yield numbers
         for epoch in loop.train(run, stop=self._pulse.stop):
@@ -146,12 +180,14 @@ class TrialActor(tune.Trainable):
                 continue
             if int(place.name) > known_step + 1:
                 continue  # a report in between got lost with its driver; it is trained again
-            if (numbers := _load(run, place)) is not None:
+            if (numbers := load(run, place)) is not None:
+                self._loaded = place
                 print(f"taken up after epoch {run.epoch} from {place}")
                 return numbers if numbers["step"] > known_step else None
         if exploit:
             for place in checkpoint.newest(self._folder.parent / exploit["donor"]):
-                if int(place.name) == exploit["donor_step"] and _load(run, place) is not None:
+                if int(place.name) == exploit["donor_step"] and load(run, place) is not None:
+                    self._loaded = place
                     run.step = exploit["step"]
                     print(f"took over the weights of trial {exploit['donor']}, epoch {run.epoch}, from {place}")
                     return None
@@ -183,12 +219,25 @@ class TrialActor(tune.Trainable):
             yield
 
 
-def begun(config: dict[str, Any], workers: int = 0, divides: bool = True) -> tuple[Any, Any]:
+def processes(config: Mapping[str, Any]) -> int:
+    """How many processes train a trial: one for each GPU that it spans. A loop of the user's own has them all."""
+    return int(config["gpu"]) if config["gpu"] > 1 and not config["recipe"].get("train", {}).get("loop") else 1
+
+
+def team_run(config: dict[str, Any], team: Team) -> tuple[Any, Any]:
+    """`begun`, with the CPU cores of a trial divided among the processes of its team."""
+    cpus = config["cpu"] / team.size
+    limit_threads(cpus)
+    return begun(config, max(0, int(cpus) - 1), not config["widens"], team)
+
+
+def begun(config: dict[str, Any], workers: int = 0, divides: bool = True, team: Team | None = None) -> tuple[Any, Any]:
     """The module that carries a trial's recipe out (by `train` and `score_test`), and its Run at the beginning.
 
     `divides`: whether a batch that does not fit is trained in parts; else the trial ends, to get more of a GPU.
     """
     from cvtune import folds, own_loop, train
+    from cvtune.team import ALONE
 
     recipe = Recipe.model_validate(config["recipe"])
     data = opened(config, recipe)
@@ -196,7 +245,7 @@ def begun(config: dict[str, Any], workers: int = 0, divides: bool = True) -> tup
         return folds, folds.Run(recipe, data, folds.Terms(**config["folds"]), workers=workers, divides=divides)
     if recipe.train.loop is not None:
         return own_loop, own_loop.Run(recipe, data, workers=workers)
-    return train, train.Run(recipe, data, workers=workers, divides=divides)
+    return train, train.Run(recipe, data, workers=workers, divides=divides, team=team or ALONE)
 
 
 def reason_of(error: Exception) -> str:
@@ -284,7 +333,7 @@ def _new_attempt(trial: Path) -> int:
             return number
 
 
-def _load(run: Any, place: Path) -> dict[str, Any] | None:
+def load(run: Any, place: Path) -> dict[str, Any] | None:
     """Bring `run` to a checkpoint and return the report saved with it; None if the checkpoint is not intact."""
     from cvtune import checkpoint
 
@@ -312,7 +361,7 @@ def score_test(config: dict[str, Any]) -> dict[str, Any]:
     limit_threads(config["cpu"])
     folder = Path(config["study"]) / "trials" / config["trial"]
     loop, run = begun(config)
-    if not any(_load(run, place) is not None for place in checkpoint.newest(folder)):
+    if not any(load(run, place) is not None for place in checkpoint.newest(folder)):
         raise DataError(f"trial {config['trial']} cannot be scored: no checkpoint in {folder} is intact.")
     metrics: dict[str, Any]
     metrics, stored = loop.score_test(run)

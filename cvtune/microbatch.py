@@ -47,6 +47,7 @@ class MicroBatches:
         forward: Forward,
         scaled: Callable[[Tensor], Tensor],
         share: Share | None = None,
+        is_part: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Adds the gradients of one batch to those that the parameters have.
 
@@ -57,6 +58,7 @@ class MicroBatches:
             forward: called for each part.
             scaled: what is differentiated in the place of a loss: divided by `optim.accumulate`, scaled for float16.
             share: of the batch's loss that a part's mean counts for; None: its share of the images. They add up to 1.
+            is_part: these images are a part of the batch that `share` speaks of; other processes have the others.
 
         Returns:
             The batch's mean loss (scalar) and its logits (count, ...), both detached.
@@ -69,7 +71,7 @@ class MicroBatches:
         caught = False
         while True:
             try:
-                made = self._in_parts(count, forward, scaled, share)
+                made = self._in_parts(count, forward, scaled, share, is_part)
                 self._caught = self._caught or caught
                 return made
             except torch.OutOfMemoryError:
@@ -84,28 +86,37 @@ class MicroBatches:
             print(f"out of memory with {self.used} images at once: from here on {self.size} (data.micro_batch)")
 
     def _in_parts(
-        self, count: int, forward: Forward, scaled: Callable[[Tensor], Tensor], share: Share | None
+        self, count: int, forward: Forward, scaled: Callable[[Tensor], Tensor], share: Share | None, is_part: bool
     ) -> tuple[Tensor, Tensor]:
         rows = parts(count, self.size or count)
         self.used = max(part.stop - part.start for part in rows)
         losses, logits = [], []
         for part in rows:
             loss, made = forward(part)
-            loss = loss * (share(part) if share else (part.stop - part.start) / count) if len(rows) > 1 else loss
+            if len(rows) > 1 or is_part:
+                loss = loss * (share(part) if share else (part.stop - part.start) / count)
             torch.autograd.backward(scaled(loss))
             losses.append(loss.detach())
             logits.append(made.detach())
         return torch.stack(losses).sum(), torch.cat(logits)
 
 
-def share_of(mixed: Mixed, rows: slice) -> Tensor:
+def share_of(mixed: Mixed, of: Tensor, rows: slice) -> Tensor:
     """What the mean loss of some rows counts for in the loss of a batch, 0..1, a scalar on its device.
 
     It is their share of the labels, of the tags that are known, or of the pixels that are not `IGNORE`. Where masks or
     tags are mixed, of both targets alike, which is exact if the two know as much.
+
+    Args:
+        of: `counted` of the whole batch.
     """
-    a, b = (_counted(y[rows]) / _counted(y).clamp(min=1) for y in (mixed.y_a, mixed.y_b))
+    a, b = counted(mixed.rows(rows)) / of.clamp(min=1)
     return torch.lerp(b, a, mixed.share)
+
+
+def counted(mixed: Mixed) -> Tensor:
+    """float64 (2,): how much is known of `y_a` and of `y_b`, see `share_of`."""
+    return torch.stack([_counted(mixed.y_a), _counted(mixed.y_b)]).double()
 
 
 def _counted(targets: Tensor) -> Tensor:

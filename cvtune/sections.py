@@ -91,8 +91,9 @@ class Resources(Section):
     cpu: float = field(1, "CPU cores of one trial.", unit="cores", gt=0, le=1024)
     gpu: float | Literal["auto"] | None = field(
         None,
-        "GPUs of one trial, 0 to 1: below 1 several trials share one. auto: as many trials share one as memory, speed "
-        "and CPU cores allow, measured at the start. None: 1 where the cluster has any, else 0.",
+        "GPUs of one trial: below 1 several trials share one; 2, 3, ... are used together, on one node. auto: as many "
+        "trials share one as memory, speed and CPU cores allow, measured at the start. None: 1 where the cluster has "
+        "any, else 0.",
     )
     label: str | None = field(
         None,
@@ -128,8 +129,11 @@ class Resources(Section):
     @field_validator("gpu")
     @classmethod
     def _part_or_whole(cls, value: float | Literal["auto"] | None) -> float | Literal["auto"] | None:
-        if isinstance(value, float) and not 0 <= value <= 1:
-            raise ConfigError(f"resources.gpu = {value:g} must be a number from 0 to 1, 'auto', or None.")
+        if isinstance(value, float) and not (0 <= value <= 1 or (value <= 64 and value.is_integer())):
+            raise ConfigError(
+                f"resources.gpu = {value:g} must be a share of a GPU from 0 to 1, a whole number of them up to 64, "
+                "'auto', or None."
+            )
         return value
 
     @field_validator("label")
@@ -144,6 +148,11 @@ class Resources(Section):
             return (
                 f"resources.gpu = 'auto' measures cvtune's own training loop, but train.loop = {recipe.train.loop!r}. "
                 "Give a number."
+            )
+        if isinstance(self.gpu, float) and self.gpu > 1 and recipe.data.folds:
+            return (
+                f"resources.gpu = {self.gpu:g} with data.folds = {recipe.data.folds}: a trial over folds does not span "
+                "several GPUs. Take resources.gpu = 1, so that several trials run at once."
             )
         return None
 

@@ -6,7 +6,6 @@ boundary goes on exactly as if it had never stopped (bit for bit on the CPU), an
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 import resource
@@ -21,13 +20,13 @@ import torch
 
 from cvtune.augment import Pipeline
 from cvtune.data import Dataset
-from cvtune.data.loader import Loader, derived_seed, report_order, subset
+from cvtune.data.loader import Batch, Loader, derived_seed, report_order, subset
 from cvtune.epoch import Epoch
 from cvtune.errors import CvtuneError
 from cvtune.evaluation import Stopped, clean_loss, evaluate, never
 from cvtune.evaluation import score_test as score_test  # as `own_loop` and `folds` have one
 from cvtune.kinds import PHOTO, to_json, values_of
-from cvtune.microbatch import MicroBatches, share_of
+from cvtune.microbatch import MicroBatches, Share, counted, share_of
 from cvtune.mixing import Mixed, mix_batch
 from cvtune.models import build_model
 from cvtune.models.layout import arrange
@@ -37,6 +36,7 @@ from cvtune.probe_set import ProbeSet
 from cvtune.recipe import MUTABLE, Recipe, Value
 from cvtune.regularize import number, resolve
 from cvtune.tasks import RULES
+from cvtune.team import ALONE, Team
 
 CLEAN_SLICE = 256  # training images on which the un-augmented loss is measured
 
@@ -54,6 +54,7 @@ class Run:
         device: "cuda" or "cpu"; None: a GPU where there is one.
         workers: processes that augment beside the training process; 0: none.
         divides: whether a batch that does not fit into memory is trained in parts.
+        team: the processes that train it together; this one alone by default.
 
     Attributes:
         step: reports of this trial so far. What is random follows from it and the trial's own seed, and not from
@@ -70,10 +71,16 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, data: Dataset, device: str | None = None, workers: int = 0, divides: bool = True
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        device: str | None = None,
+        workers: int = 0,
+        divides: bool = True,
+        team: Team = ALONE,
     ) -> None:
-        self.recipe, self.data, self.task = recipe, data, RULES[data.task]
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.recipe, self.data, self.task, self.team = recipe, data, RULES[data.task], team
+        self.device = torch.device(device or team.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_gpu = self.device.type == "cuda"
         half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         self.autocast = torch.autocast(self.device.type, dtype=half, enabled=on_gpu)
@@ -197,14 +204,12 @@ def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
     """
     while run.epoch < run.recipe.max_epochs:
         started = time.perf_counter()
-        now = resolve(run.recipe.at(run.epoch))
-        run.apply(now)
-        run.model.freeze_backbone(run.epoch < now.model.freeze_epochs)
-        run.check_in_force(now)
+        now = begin_pass(run)
         try:
             start = None if run.epoch else clean_loss(run, stop)
             began = time.perf_counter()  # that look was no training
-            done = one_pass(run, now, seed_everything(run.recipe.seed, run.step), stop)
+            run.team.order("pass")
+            done = one_pass(run, now, seed_pass(run), stop)
             trained = time.perf_counter() - began
             scores = evaluate(run, stop)
         except Stopped:
@@ -234,6 +239,27 @@ def train(run: Run, stop: Callable[[], bool] = never) -> Iterator[Epoch]:
         )
 
 
+def begin_pass(run: Run) -> Recipe:
+    """Set what the present epoch trains with; returns it, resolved.
+
+    Raises:
+        NotInForce: see `Run.check_in_force`.
+    """
+    now = resolve(run.recipe.at(run.epoch))
+    run.apply(now)
+    run.model.freeze_backbone(run.epoch < now.model.freeze_epochs)
+    run.check_in_force(now)
+    return now
+
+
+def seed_pass(run: Run) -> int:
+    """Seed every generator for the present pass; returns the seed of augmentation and mixing, the same in a team."""
+    seed = seed_everything(run.recipe.seed, run.step)
+    if run.team.rank:
+        torch.manual_seed(derived_seed(seed, run.team.rank))  # else every process would drop the same features
+    return seed
+
+
 def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass:
     """One pass over the training images, or `data.report_images` of them, with the values that are in force.
 
@@ -254,7 +280,8 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
     loss_sum, norm_sum = (torch.zeros((), device=device) for _ in range(2))
     hits, told = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
     images, rates, waited = 0, [], run.loader.waited
-    batches = run.loader.batches(run.used[order], now.data.batch_size, pipeline, seed)
+    team = run.team
+    batches = run.loader.batches(run.used[order], now.data.batch_size, pipeline, seed, team.rows)
 
     def scaled(loss: torch.Tensor) -> torch.Tensor:
         mean = loss / now.optim.accumulate
@@ -262,12 +289,10 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
 
     run.model.module.train()
     for count, batch in enumerate(batches, 1):
-        if stop():
+        if team.agreed(stop()):
             raise Stopped
-        targets = batch.targets.to(device, non_blocking=True)
-        weights = None if batch.weights is None else batch.weights.to(device, non_blocking=True)
-        mixup, cutmix = pipeline.augment.mixup, pipeline.augment.cutmix
-        mixed = mix_batch(run.normalized(batch.images), targets, mixup, cutmix, generator, weights)
+        size = min(now.data.batch_size, len(order) - images)
+        mixed = _mixed(run, batch, size, generator)
 
         def forward(rows: slice, mixed: Mixed = mixed) -> tuple[torch.Tensor, torch.Tensor]:
             part = mixed.rows(rows)
@@ -275,16 +300,18 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
                 logits = run.model.module(part.x)
                 return run.loss_of(logits, *part[1:]), logits
 
-        # A user's loss is a mean over images, whatever is labelled of them; see `loss.user_loss`.
-        share = functools.partial(share_of, mixed) if now.loss.name == "cross_entropy" else None
-        loss, logits = run.micro.backward(run.model.module, len(mixed.x), forward, scaled, share)
-        images += len(mixed.x)
+        share = _share(run, now, mixed, size)
+        loss, logits = run.micro.backward(run.model.module, len(mixed.x), forward, scaled, share, team.size > 1)
+        images += size
         if count % now.optim.accumulate == 0 or images >= len(order) - 1:  # a last single image makes no batch
+            team.add_gradients(run.model.module)
             norm_sum += run.stepper.step(run.scaler)
             rates.append(run.stepper.lr)
-        loss_sum += loss * len(mixed.x)
+        loss_sum += loss * size
         right, of = run.task.hits(logits, mixed.y_a)
-        hits, told = hits + right, told + of
+        hits, told = (hits + right, told + of) if team.counts(size) else (hits, told)
+    team.add(loss_sum, hits, told)
+    team.average_buffers(run.model.module, *({run.stepper.evaluated} - {run.model.module}))
     return Pass(
         loss=loss_sum.item() / images,
         accuracy=hits.item() / max(1.0, told.item()),
@@ -293,6 +320,35 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
         images=images,
         waited=run.loader.waited - waited,
     )
+
+
+def _mixed(run: Run, batch: Batch, size: int, generator: torch.Generator) -> Mixed:
+    """This process's rows of a batch of `size` images, as it trains on them. Images are mixed with all of the batch."""
+    mixup, cutmix = run.pipeline.augment.mixup, run.pipeline.augment.cutmix
+    targets = batch.targets.to(run.device, non_blocking=True)
+    weights = None if batch.weights is None else batch.weights.to(run.device, non_blocking=True)
+    if run.team.size == 1 or not (mixup or cutmix):
+        return mix_batch(run.normalized(batch.images), targets, mixup, cutmix, generator, weights)
+    images = run.team.whole(batch.images.to(run.device, non_blocking=True), size)
+    targets = run.team.whole(targets, size)
+    weights = None if weights is None else run.team.whole(weights, size)
+    mixed = mix_batch(run.normalized(images), targets, mixup, cutmix, generator, weights)
+    return mixed.rows(run.team.rows(size))
+
+
+def _share(run: Run, now: Recipe, mixed: Mixed, size: int) -> Share | None:
+    """What some of this process's rows count for in the loss of the batch; None: their share of its rows.
+
+    A user's loss is a mean over images, whatever is labelled of them; see `loss.user_loss`.
+    """
+    factor, by_labels = float(run.team.counts(size)), now.loss.name == "cross_entropy"
+    if run.team.size == 1:
+        return (lambda rows: share_of(mixed, counted(mixed), rows)) if by_labels else None
+    if not by_labels:
+        return lambda rows: factor * (rows.stop - rows.start) / size
+    of = counted(mixed) * factor
+    run.team.add(of)
+    return lambda rows: factor * share_of(mixed, of, rows)
 
 
 def seed_everything(seed: int, step: int) -> int:

@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("optuna_storage", "exports", "past", "mapping"),
     ("track",),
     ("screen", "sweep", "ledger", "study_folder"),
-    ("phases", "forecast", "tune", "actor", "gauge", "cluster", "rehearsal"),
+    ("phases", "forecast", "tune", "crew", "actor", "follow", "gauge", "cluster", "rehearsal"),
     ("engine", "doctor", "imports"),
     ("experiment",),
     ("looking", "plan", "using", "advise"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -86,8 +86,15 @@ class Loader:
                 generator=torch.Generator(),  # else it draws from the global one, and dropout depends on workers
             )
 
-    def batches(self, order: Labels, batch_size: int, make: Augmenter, seed: int) -> Iterator[Batch]:
-        """The images at `order`, int64 (M,), augmented by `make`, in batches of `batch_size`.
+    def batches(
+        self,
+        order: Labels,
+        batch_size: int,
+        make: Augmenter,
+        seed: int,
+        rows: Callable[[int], slice] = lambda count: slice(count),
+    ) -> Iterator[Batch]:
+        """The images at `order`, int64 (M,), augmented by `make`, in batches of `batch_size`; of each, its `rows`.
 
         Image i gets `sample_seed(seed, i)`, another one at each further draw. The last batch may be smaller, but
         has at least two images. Ends an iteration that is still under way.
@@ -96,7 +103,7 @@ class Loader:
         starts = range(0, len(tickets), batch_size)
         chunks = [tickets[start : start + batch_size] for start in starts]
         pin_here = self._pin and self._workers is None  # else the DataLoader pins, since a worker cannot
-        requests = [Request(chunk, make, seed, pin_here) for chunk in chunks if len(chunk) > 1]
+        requests = [Request(chunk[rows(len(chunk))], make, seed, pin_here) for chunk in chunks if len(chunk) > 1]
         self._requests[:] = requests
         made = map(self._batches.__getitem__, requests) if self._workers is None else iter(self._workers)
         while True:
