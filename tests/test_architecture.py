@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("cvtune", "usercode", "loops", "lease", "event", "compact", "journal", "checkpoint", "pulse", "signals"),
         *("augment", "pixels", "regularize", "data", "models", "optim", "metrics", "ranking", "loss", "microbatch"),
-        *("device", "mixing", "normalize"),
+        *("device", "team", "mixing", "normalize"),
         *("strips", "probe_set", "tasks"),
     ),
     ("history", "health", "train", "evaluation", "own_loop", "folds", "lightning"),
