@@ -61,6 +61,7 @@ def main() -> None:
         with contextlib.suppress(OSError):  # the first process is gone, and the folder with it
             tell(folder, rank, actor.reason_of(error), told(error))
         sys.exit(1)
+    os._exit(0)  # with gloo's threads the interpreter takes seconds to end
 
 
 if __name__ == "__main__":
