@@ -102,7 +102,9 @@ class Team:
         """Give every process the weights and buffers of the first: user code may have drawn others."""
         if self.size > 1:
             for value in (*module.parameters(), *module.buffers()):
-                dist.broadcast(value.detach(), src=0)
+                sent = value.detach().contiguous()  # weights may lie channels last
+                dist.broadcast(sent, src=0)
+                value.detach().copy_(sent)
 
 
 ALONE = Team()
