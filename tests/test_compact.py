@@ -124,7 +124,7 @@ def test_a_copy_that_does_not_fit_its_journal_counts_for_nothing(tmp_path: Path,
     assert _told(tmp_path) == told
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "sync_folder"])
+@pytest.mark.parametrize("step", ["fsync", "replace", "sync"])
 def test_a_writer_that_is_killed_leaves_every_event_once(tmp_path: Path, step: str) -> None:
     lines = _told(_study(tmp_path))
     if (child := os.fork()) == 0:
@@ -133,12 +133,12 @@ def test_a_writer_that_is_killed_leaves_every_event_once(tmp_path: Path, step: s
         def die(*args: Any) -> None:
             os._exit(9)
 
-        where = {"fsync": durable.os, "replace": Path, "sync_folder": durable}[step]
+        where = {"fsync": durable.os, "replace": Path, "sync": durable}[step]
         setattr(where, step, die)
         compact.catch_up(tmp_path)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert len(_copies(tmp_path)) == (step == "sync_folder") and _told(tmp_path) == lines
+    assert len(_copies(tmp_path)) == (step == "sync") and _told(tmp_path) == lines
     compact.catch_up(tmp_path)
     assert len(_copies(tmp_path)) >= 4 and _told(tmp_path) == lines
 
