@@ -59,15 +59,23 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         CheckpointError: the folder is not intact.
     """
     manifest = read_json(folder / MANIFEST)
-    if manifest is None or manifest.get("format", 0) > FORMAT:
+    try:
+        return _loaded(folder, manifest or {})
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, safetensors.SafetensorError) as e:
+        raise CheckpointError(f"checkpoint {folder}: is none that cvtune has written ({type(e).__name__}: {e}).") from e
+
+
+def _loaded(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `load` returns; a manifest that cvtune has not written makes it raise anything."""
+    if not manifest or manifest.get("format", 0) > FORMAT:
         raise CheckpointError(f"checkpoint {folder}: no readable manifest of format {FORMAT} or lower.")
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != expected["size"] or _digest(path) != expected["blake2b"]:
-            raise CheckpointError(f"checkpoint {folder}: {name} is missing or differs from what was written.")
-    tensors = safetensors.torch.load_file(folder / TENSORS)
-    state: dict[str, Any] = _attach(manifest["state"], tensors)
-    return state, manifest["numbers"]
+    path, expected = folder / TENSORS, manifest["files"][TENSORS]  # of the names in a manifest no other is opened
+    if not path.is_file() or path.stat().st_size != expected["size"] or _digest(path) != expected["blake2b"]:
+        raise CheckpointError(f"checkpoint {folder}: {TENSORS} is missing or differs from what was written.")
+    state, numbers = _attach(manifest["state"], safetensors.torch.load_file(path)), manifest["numbers"]
+    if not isinstance(state, dict) or not isinstance(numbers, dict):
+        raise TypeError("state and numbers have to be objects")
+    return state, numbers
 
 
 def newest(trial: Path) -> Iterator[Path]:

@@ -103,9 +103,9 @@ def sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None where there is none (missing, torn or no object)."""
+    """The JSON object in `path`, or None where there is none (missing, torn, no object, nested a thousand deep)."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -64,11 +64,16 @@ class Event(Mapping[str, Any]):
 
 
 def parse(line: bytes) -> Event | None:
-    """The event of a line without its end; None if its checksum is another one."""
+    """The event of a line without its end; None if its checksum is another one, or it says what no event does."""
     body, mark, tail = line.rpartition(b',"crc":"')
     if not mark or tail[:8] != f"{zlib.crc32(body):08x}".encode():
         return None
-    return Event(decoded(body + b"}"))
+    try:
+        content = decoded(body + b"}")
+    except (ValueError, RecursionError):
+        return None
+    is_event = isinstance(content, dict) and "v" in content and isinstance(content.get("kind"), str)
+    return Event(content) if is_event else None
 
 
 def decoded(text: bytes | str) -> Any:

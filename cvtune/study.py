@@ -364,11 +364,11 @@ def read(path: Path) -> Study:
     """The study in a `study.json`."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as a study ({error}).") from None
-    if not isinstance(content, dict) or "study" not in content:
-        raise ConfigError(f"{path}: no study.json of cvtune (the key 'study' is missing).")
-    if content.get("format", 0) > FORMAT:
+    if not isinstance(content, dict) or not isinstance(content.get("study"), dict):
+        raise ConfigError(f"{path}: no study.json of cvtune (the key 'study' is missing, or no object).")
+    if not isinstance(content.get("format", 0), int) or content.get("format", 0) > FORMAT:
         raise ConfigError(
             f"{path}: written by a newer cvtune (format {content['format']}, this one reads {FORMAT}). Update cvtune."
         )

@@ -1,0 +1,218 @@
+"""What strangers may have written: nothing in it is run as code, nothing leads out of its folder; and licences."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+import re
+import stat
+import struct
+import zlib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+from cvtune import checkpoint, journal, study, trained
+from cvtune.durable import write_whole
+from cvtune.errors import ConfigError, CvtuneError
+from tests.test_architecture import each_module, tree
+
+# Calls that run what they read. Those that are safe with an argument are given with it.
+RUNS_CODE = (
+    *("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "marshal.load", "marshal.loads"),
+    *("joblib.load", "shelve.open", "yaml.load", "yaml.unsafe_load", "eval", "exec", "os.system", "os.popen"),
+    *("pandas.read_pickle", "pd.read_pickle", "np.fromregex", "torch.hub.load", "torch.jit.load"),
+)
+SAFE_WITH = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
+
+
+def unsafe_calls(source: ast.AST) -> list[str]:
+    """Each call in `source` that would run what a file says, with its line."""
+    found = []
+    for node in ast.walk(source):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        said = {f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in node.keywords}
+        if name in RUNS_CODE or SAFE_WITH.get(name, "") not in {*said, ""} or "shell=True" in said:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@each_module
+def test_no_module_runs_what_a_file_says(module: str) -> None:
+    """Two do what looks alike and is asked for by name: `usercode` imports the user's own functions, `building` a
+    workflow. Neither is in RUNS_CODE, since both go through the import system; SECURITY.md says that they run."""
+    assert not unsafe_calls(tree(module))
+    names = {name.name for node in ast.walk(tree(module)) if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert not names & {"loads", "unsafe_load"}, "import the module, so that this test sees what is called"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pickle.load(file)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "subprocess.run(text, shell=True)",
+        "eval(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+    ],
+)
+def test_the_lint_sees_each_of_them(line: str) -> None:
+    assert unsafe_calls(ast.parse(line))
+    assert not unsafe_calls(ast.parse("torch.load(p, weights_only=True); np.load(p, allow_pickle=False); m.eval()"))
+
+
+# --- crafted files
+
+
+class Bomb:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def crafted(folder: Path, case: str) -> None:
+    """A checkpoint whose hashes are right and whose content is hostile."""
+    checkpoint.save(folder, {"w": torch.zeros(2)}, {"step": 1})
+    tensors, manifest = folder / checkpoint.TENSORS, folder / checkpoint.MANIFEST
+    told = json.loads(manifest.read_text())
+    if case == "pickle":
+        tensors.write_bytes(pickle.dumps(Bomb(folder.parent / "ran")))
+    elif case == "huge header":
+        tensors.write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    elif case == "other name":
+        (folder.parent / "secret").write_bytes(b"x")
+        told["files"] = {"../secret": told["files"][checkpoint.TENSORS]}
+    elif case == "no tensor":
+        told["state"] = {"pairs": [["w", {"tensor": "17"}]]}
+    elif case == "no pairs":
+        told["state"] = {"pairs": 3}
+    elif case == "a list":
+        told["files"] = []
+    elif case == "format":
+        told["format"] = "x"
+    elif case == "nested":
+        manifest.write_text(json.dumps(told)[:-1] + ',"state":' + "[" * 90_000 + "]" * 90_000 + "}")
+        return
+    if case in ("pickle", "huge header"):
+        told["files"][checkpoint.TENSORS] = {
+            "size": tensors.stat().st_size,
+            "blake2b": checkpoint._digest(tensors),
+        }
+    manifest.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    "case", ["pickle", "huge header", "other name", "no tensor", "no pairs", "a list", "format", "nested"]
+)
+def test_a_crafted_checkpoint_is_refused(tmp_path: Path, case: str) -> None:
+    crafted(tmp_path / "1", case)
+    with pytest.raises(checkpoint.CheckpointError, match=str(tmp_path / "1")):
+        checkpoint.load(tmp_path / "1")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(Bomb(Path("ran"))), struct.pack("<Q", 2**62), b"", b"\0" * 64])
+def test_crafted_weights_are_refused(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / trained.FILE).write_bytes(content)
+    with pytest.raises(ConfigError, match=trained.FILE):
+        trained.read(tmp_path / trained.FILE)
+    assert [path.name for path in tmp_path.iterdir()] == [trained.FILE]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "$(id)", "a;b", "`id`", "<b>", "=1+1", "a b", "", ".", "a\nb"])
+def test_a_studys_name_is_a_plain_one(tmp_path: Path, name: str) -> None:
+    """So it can be put into a path, a script, a page and a cell as it is."""
+    path = tmp_path / "study.json"
+    told = json.loads(study.for_data("digits").to_json({}))
+    told["study"]["name"] = name
+    path.write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match="name = "):
+        study.read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"{}", b'{"study": 3}', b'{"study": {}, "format": "x"}'])
+def test_a_study_that_is_none_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "study.json"
+    path.write_bytes(content)
+    with pytest.raises(CvtuneError):
+        study.read(path)
+
+
+@pytest.mark.parametrize("body", ["[1", '"x"', "{", '{"a":1', '{"v":2', '{"v":2,"n":0,"t":0,"kind":7', "[" * 90_000])
+def test_a_journal_of_lines_that_are_none_of_ours_is_refused(tmp_path: Path, body: str) -> None:
+    """Their checksums are right: who may write the folder can write those too."""
+    (tmp_path / "journal").mkdir()
+    line = f'{body},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'
+    (tmp_path / "journal" / "0001.jsonl").write_text(line * 2)
+    with pytest.raises(CvtuneError, match=r"0001.jsonl, line 1: damaged"):
+        list(journal.read(tmp_path))
+
+
+def test_files_follow_the_umask(tmp_path: Path) -> None:
+    """A study folder has the permissions of a user's other results; who wants it private sets a umask."""
+    before = os.umask(0o022)
+    try:
+        write_whole(tmp_path / "open", "x")
+        os.umask(0o077)
+        write_whole(tmp_path / "private", "x")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("open", "private")] == [0o644, 0o600]
+
+
+# --- licences
+
+FREE = re.compile(
+    r"MIT|BSD|Apache|ISC|PSF|Python Software Foundation|Zlib|0BSD|CC0|BSL-1\.0|MPL|Mozilla|Kiwi|matplotlib", re.I
+)
+BINDING = re.compile(r"\b[AL]?GPL|General Public|SSPL|\bBUSL\b|Commons Clause|Non-?[Cc]ommercial|CC-BY-(NC|SA)")
+NAMED = {  # what the two patterns do not settle, with the reason why it may be there
+    r"nvidia-.*|cuda-toolkit": "NVIDIA's own: what torch loads on a GPU, under terms that allow its use and passing on",
+}
+
+
+def licence(name: str) -> str:
+    told = distribution(name).metadata
+    classified = [c for c in told.get_all("Classifier") or [] if c.startswith("License ::")]
+    return " ".join([told.get("License-Expression") or "", *classified, (told.get("License") or "")[:300]])
+
+
+def needed(name: str, extras: frozenset[str], found: dict[str, frozenset[str]]) -> None:
+    """Every installed package that `name` with `extras` needs at run time, itself included."""
+    if name in found and extras <= found[name]:
+        return
+    found[name] = found.get(name, frozenset()) | extras
+    for text in distribution(name).requires or ():
+        other = Requirement(text)
+        if other.marker is None or any(other.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            try:
+                needed(distribution(other.name).metadata["Name"], frozenset(other.extras), found)
+            except PackageNotFoundError:  # of an extra that is not installed here
+                continue
+
+
+def test_no_dependency_binds_who_uses_us() -> None:
+    """Not even in the extras, as far as they are installed."""
+    extras = frozenset(distribution("cvtune").metadata.get_all("Provides-Extra") or ())
+    found: dict[str, frozenset[str]] = {}
+    needed("cvtune", extras, found)
+    assert len(found) > 60
+    for name in found:
+        told = licence(name)
+        known = any(re.fullmatch(pattern, name) for pattern in NAMED)
+        assert known or (FREE.search(told) and not BINDING.search(told)), f"{name}: {told!r}"
