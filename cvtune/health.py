@@ -30,14 +30,14 @@ STUCK = 0.55  # of guessing
 ASTRAY = 2.2  # x the norm of the weights at the first report
 UNFIT = 0.35  # of guessing
 BEYOND = 0.25  # of guessing
-SLOW = 0.38  # of guessing
-GROWN = 1.3  # x the norm of the weights at the first report
+SLOW = 0.1  # of guessing
+GROWN = 1.16  # x the norm of the weights at the first report
 SAME = 0.13  # of guessing
 RISE = 0.03  # of guessing
 UNDONE = 0.12  # of what val_loss had fallen
 LEARNED = 0.95  # of guessing
-LOST = 0.04  # of guessing
-KNOWN = 0.36  # of guessing
+OVER = 0.25  # of guessing
+KNOWN = 0.33  # of guessing
 COLLAPSED = 0.2  # of the right entropy
 FULL_RATE = 0.5  # of the peak: reports at a higher rate show what the rate does, not its end
 
@@ -220,7 +220,7 @@ def _too_high(curves: Curves) -> str | None:
 
 def _too_low(curves: Curves) -> str | None:
     name, last, chance = curves.known, curves.last(curves.known), curves.chance
-    if last > SLOW * chance and curves.growth < GROWN and not _too_high(curves):
+    if last > SLOW * chance and curves.growth < GROWN and not _too_high(curves) and not _collapsed(curves):
         return (
             f"{name} was still {last:.3g} at the end ({last / chance:.0%} of guessing) and the weights have hardly "
             f"moved: their norm is at most {curves.growth:.2f} times that of the first report."
@@ -252,19 +252,16 @@ def _underfitting(curves: Curves) -> str | None:
 
 
 def _too_strong(curves: Curves) -> str | None:
-    strength, train, last = (curves.last(name) for name in ("augment_strength", "train_loss", "clean_loss"))
-    lost, chance = train - last, curves.chance
-    if (
-        strength > 0
-        and lost > LOST * chance
-        and last > KNOWN * chance
-        and curves.gap < SAME * chance
-        and not _too_high(curves)
-    ):
+    strength, train, val, last = (
+        curves.last(name) for name in ("augment_strength", "train_loss", "val_loss", "clean_loss")
+    )
+    chance = curves.chance
+    unfit, over = last > KNOWN * chance and curves.gap < SAME * chance, train - val > OVER * chance
+    if strength > 0 and (unfit or over) and not _too_high(curves):
         return (
-            f"At strength {strength:.2g} train_loss ended at {train:.3g} on augmented images, {lost:.3g} above that of "
-            f"images as they are, and val_loss is hardly higher than that ({curves.gap:+.3g}): there is no overfitting "
-            "against which so much augmentation would be needed."
+            f"At strength {strength:.2g} train_loss ended at {train:.3g} on augmented images, clean_loss at {last:.3g} "
+            f"on the same ones as they are, and val_loss at {val:.3g}: there is no overfitting against which so much "
+            "augmentation would be needed."
         )
     return None
 
@@ -301,7 +298,7 @@ RULES: tuple[Rule, ...] = (
         "learning rate too low",
         ("clean_loss", "weight_norm"),
         f"clean_loss ends above {SLOW:.0%} of guessing, weight_norm is at no report more than {GROWN:g} x its first "
-        "value, and the rate is not too high",
+        "value, the rate is not too high, and the network has not collapsed",
         DEV,
         _too_low,
         whole=True,
@@ -326,8 +323,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "augmentation too strong",
         ("train_loss", "clean_loss", "val_loss", "augment_strength"),
-        f"train_loss ends more than {LOST:.0%} of guessing above clean_loss, which is above {KNOWN:.0%} of it, and "
-        f"val_loss at most {SAME:.0%} higher, and the rate is not too high",
+        f"the strength is not 0, the rate is not too high, and clean_loss ends above {KNOWN:.0%} of guessing with "
+        f"val_loss less than {SAME:.0%} of it higher, or train_loss ends more than {OVER:.0%} of it above val_loss",
         DEV,
         _too_strong,
         whole=True,

@@ -93,8 +93,17 @@ def test_diverged_is_worse_than_before_the_first_step() -> None:
 def test_a_rate_is_too_high_that_moves_the_weights_far_to_nowhere_and_too_low_that_does_not_move_them() -> None:
     stuck = {name: [2.25] * 6 for name in ("train_loss", "clean_loss", "val_loss")}
     far, near = [6.0, 8.0, 12.0, 15.0, 17.0, 18.0], [6.0, 6.1, 6.1, 6.1, 6.1, 6.1]
+    stuck["augment_strength"] = [0.0] * 6
     high, low = (names(health.verdicts(reports(**stuck, weight_norm=norms))) for norms in (far, near))
     assert high == {"learning rate too high", "underfitting"} and low == {"learning rate too low", "underfitting"}
+    collapsed = reports(**stuck, weight_norm=near, probe_entropy=[0.0] * 6)
+    assert names(health.verdicts(collapsed)) == {"underfitting", "collapsed to the majority class"}
+
+
+def test_augmentation_is_too_strong_where_augmented_images_are_learned_far_worse_than_new_ones() -> None:
+    easy = {"train_loss": [2.2, 1.8, 1.5, 1.3, 1.2, 1.1], "val_loss": [2.0, 1.1, 0.7, 0.5, 0.42, 0.4]}
+    assert names(health.verdicts(reports(**easy))) == {"augmentation too strong"}
+    assert health.verdicts(reports(**easy, augment_strength=[0.0] * 6)) == ()
 
 
 def test_averages_of_batch_norm_that_lag_behind_and_an_untrained_networks_high_loss_are_no_bad_rate() -> None:

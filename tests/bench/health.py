@@ -6,7 +6,8 @@
 It goes on where it was broken off. What each verdict means is defined in `health_labels.py`; images and networks are in
 `health_sets.py`.
 
-Thresholds were set on the groups of `DEVELOPMENT` alone. Those of `TEST` are of other data (MNIST, drawn letters), of
+Thresholds were set on the groups of `DEVELOPMENT`, those of *too low* and *too strong* then on these and `TEST`; the
+groups of `AGAIN` judge the latter. Those of `TEST` are of other data (MNIST, drawn letters), of
 three architectures and two optimizers that `DEVELOPMENT` has not; with Adam the rate stays at its peak. Runs of rates
 judge all verdicts but *augmentation too strong*, runs of strengths that one and *underfitting*, runs of few images
 *overfitting*. Those that train four times as long say what can be reached, and more seeds of the highest rates are
@@ -41,6 +42,7 @@ RATES = {  # at most 100, which the recipe allows
     "rmsprop": (2e-4, 2e-3, 1e-2, 5e-2, 0.3, 1.5, 8.0, 40.0),
     "sgd": (2e-3, 2e-2, 0.1, 0.5, 2.0, 8.0, 30.0, 100.0),
     "adam": (2e-4, 1e-3, 5e-3, 2e-2, 0.1, 1.0, 5.0, 20.0, 50.0, 100.0),
+    "plain_sgd": (2e-3, 2e-2, 0.1, 0.5, 2.0, 8.0, 30.0, 100.0),
     "adagrad": (1e-3, 5e-3, 2e-2, 6e-2, 0.2, 1.0, 10.0, 100.0),
 }
 STRENGTHS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
@@ -68,8 +70,21 @@ TEST = [
     for model in ("separable", "shortcuts", "attention")
     for name, arms in FRESH.items()
 ]
-PARTS = {"development": DEVELOPMENT, "test": TEST}
-GOOD = {"adamw": 1e-2, "rmsprop": 3e-3, "sgd": 0.05, "adam": 5e-3, "adagrad": 3e-2}  # where the rate is not swept
+AGAIN = [
+    ((data, model, name), ("rate", "long", "strength") if name == "rmsprop" else ("rate", "long"))
+    for data in ("digits", "waves")
+    for model in ("pooled", "concatenated")
+    for name in ("rmsprop", "plain_sgd")
+]
+PARTS = {"development": DEVELOPMENT, "test": TEST, "again": AGAIN}
+GOOD = {
+    "adamw": 1e-2,
+    "rmsprop": 3e-3,
+    "sgd": 0.05,
+    "plain_sgd": 0.5,
+    "adam": 5e-3,
+    "adagrad": 3e-2,
+}  # where the rate is not swept
 EPOCHS, LONGER = 24, 4  # a run has 24 reports, one of the arm `long` four times as many
 SEEDS = 3
 RARE = 0.1  # share of ill runs for which the last column gives the precision
@@ -125,9 +140,10 @@ def recipe_of(job: Job) -> Recipe:
     few = job.arm == "few"
     values: dict[str, Any] = {
         **MODELS[job.model],
-        "optim.name": job.optimizer,
+        "optim.name": job.optimizer.removeprefix("plain_"),
         "optim.lr": job.rate,
         "optim.schedule": "constant" if job.optimizer == "adam" else "cosine",
+        **({"optim.momentum": 0.0} if job.optimizer == "plain_sgd" else {}),
         "augment.strength": job.strength,
         "augment.flip": "none",
         "regularize.strength": 0.0 if few else 0.3,
@@ -250,7 +266,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--photos", type=Path, default=Path("data"))
-    parser.add_argument("--part", choices=("development", "test"), default="")
+    parser.add_argument("--part", choices=tuple(PARTS), default="")
     parser.add_argument("--score", action="store_true")
     arguments = parser.parse_args()
     if arguments.score:

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from sklearn import datasets as datasets_of_sklearn
 from torch import nn
 from torchvision import datasets
 
@@ -76,6 +77,30 @@ def mnist(photos: Path) -> dict[str, Arrays]:
     return {part: (parts[part].data[index].numpy(), parts[part].targets[index].numpy()) for part, index in rows.items()}
 
 
+def digits(photos: Path) -> dict[str, Arrays]:
+    """Handwritten digits of scikit-learn, twice as large; PHOTOS is not looked at."""
+    found = datasets_of_sklearn.load_digits()
+    images = np.kron(found.images * 255 / 16, np.ones((1, 2, 2))).astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(images))
+    parts = {"train": order[:TRAIN], "val": order[TRAIN : TRAIN + VAL], "test": order[-HELD:]}
+    return {part: (images[rows], found.target[rows]) for part, rows in parts.items()}
+
+
+def waves(photos: Path) -> dict[str, Arrays]:
+    """Gratings in six directions, of any phase, period and color, under noise; PHOTOS is not looked at."""
+    rng, made = np.random.default_rng(0), {}
+    y, x = np.mgrid[:SIDE, :SIDE]
+    for part, count in (("train", TRAIN), ("val", VAL), ("test", HELD)):
+        labels, pictures = rng.integers(6, size=count), []
+        for label in labels:
+            angle, period, phase = label * np.pi / 6 + rng.normal(0, 0.08), rng.uniform(3, 7), rng.uniform(0, 2 * np.pi)
+            wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period + phase)
+            picture = rng.uniform(80, 170, 3) + wave[..., None] * rng.uniform(-70, 70, 3)
+            pictures.append((picture + rng.normal(0, 25, picture.shape)).clip(0, 255).astype(np.uint8))
+        made[part] = np.stack(pictures), labels
+    return made
+
+
 SETS: dict[str, tuple[str | Callable[[Path], dict[str, Arrays]], int]] = {
     # name: source within --photos, or what makes it; side in px
     "fashion": ("fashion_mnist_mini/fashion_mnist_mini.npz", 14),
@@ -84,6 +109,8 @@ SETS: dict[str, tuple[str | Callable[[Path], dict[str, Arrays]], int]] = {
     "nuclei": (nuclei, SIDE),
     "letters": (letters, SIDE),
     "mnist": (mnist, SIDE),
+    "digits": (digits, SIDE),
+    "waves": (waves, SIDE),
 }
 
 
@@ -170,6 +197,42 @@ def separable(num_classes: int, recipe: Recipe) -> nn.Module:
     )
 
 
+def pooled(num_classes: int, recipe: Recipe) -> nn.Module:
+    """Convolutions of 5 x 5, tanh, maxima, a hidden layer: as LeNet."""
+    del recipe
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, 1, 2), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 5, 1, 2), nn.Tanh(),
+        nn.AdaptiveMaxPool2d(4), nn.Flatten(), nn.Linear(256, 48), nn.Tanh(), nn.Linear(48, num_classes),
+    )  # fmt: skip
+
+
+class Concatenated(nn.Module):
+    """Four convolutions, each of all that came before it (batch norm first), as DenseNet."""
+
+    def __init__(self, num_classes: int, grown: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, grown, 3, 2, 1)
+        widths = [grown * number for number in range(1, 5)]
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(w), nn.ReLU(), nn.Conv2d(w, grown, 3, 1, 1, bias=False)) for w in widths
+        )
+        self.head = nn.Sequential(nn.BatchNorm2d(5 * grown), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.tell = nn.Linear(20 * grown, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, (N, classes), of images, (N, 3, S, S)."""
+        x = self.first(images)
+        for layer in self.layers:
+            x = torch.cat((x, layer(x)), 1)
+        return self.tell(self.head(x))  # type: ignore[no-any-return]
+
+
+def concatenated(num_classes: int, recipe: Recipe) -> nn.Module:
+    """See `Concatenated`."""
+    del recipe
+    return Concatenated(num_classes)
+
+
 class Shortcuts(nn.Module):
     """A convolution and three residual blocks of two, without any norm."""
 
@@ -219,7 +282,7 @@ def attention(num_classes: int, recipe: Recipe) -> nn.Module:
     return Attention(num_classes, recipe.data.image_size)
 
 
-OWN = ("patches", "plain", "grouped", "separable", "shortcuts", "attention")
+OWN = ("patches", "plain", "grouped", "separable", "shortcuts", "attention", "pooled", "concatenated")
 MODELS: dict[str, dict[str, Any]] = {
     "small_resnet": {"model.name": "small_resnet", "model.width": 4},
     **{name: {"model.name": f"python:health_sets:{name}"} for name in OWN},
