@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cvtune.errors import CvtuneError
 from cvtune.event import Event
 from cvtune.journal import read
 from cvtune.packing import Packing
@@ -37,6 +39,8 @@ ROLES = {
     "search": "proposed by the searcher",
     "confirm": "a recipe trained again with a fresh seed, after the search",
 }
+
+_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,14 @@ class TrialRecord:
         return next((e.recipe for e in reversed(self.exploits) if e.step < step), self.recipe)
 
 
+def _checked(value: Any, kind: type, what: str) -> None:
+    if type(value) is not kind or not _NUMBER.fullmatch(str(value)):
+        raise CvtuneError(
+            f"the journal names {what} {value!r}, which cvtune never does: somebody else has written it. "
+            "Restore the study folder from a copy that you trust."
+        )
+
+
 @dataclass
 class History:
     """What the events so far add up to. `apply` is the only way it changes, live as in replay."""
@@ -129,9 +141,14 @@ class History:
     _by_role: dict[str, list[TrialRecord]] = field(default_factory=lambda: {role: [] for role in ROLES}, repr=False)
 
     def apply(self, event: Event) -> None:
-        """Take in the next event."""
+        """Take in the next event.
+
+        Raises:
+            CvtuneError: it names a trial or an attempt as cvtune does not: paths are made of these, and deleted.
+        """
         kind = event["kind"]
         if kind == "trial":
+            _checked(event["trial"], str, "a trial")
             record = self.trials[event["trial"]] = TrialRecord(
                 **{key: event[key] for key in ("trial", "index", "role", "label", "values")},
                 recipe=Recipe.model_validate(event["recipe"]),
@@ -157,6 +174,7 @@ class History:
         if kind == "start":
             record.waiting = False
         elif kind == "segment":
+            _checked(event["attempt"], int, "an attempt")
             record.attempt, record.segment, record.node = event["attempt"], event["segment"], event["node"]
         elif kind == "epoch":
             record.epochs.append(event)

@@ -291,7 +291,8 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
     for count, batch in enumerate(batches, 1):
         if team.agreed(stop()):
             raise Stopped
-        size = min(now.data.batch_size, len(order) - images)
+        mine = len(batch.targets)
+        size = mine if team.size == 1 else min(now.data.batch_size, len(order) - images)  # the others have the rest
         mixed = _mixed(run, batch, size, generator)
 
         def forward(rows: slice, mixed: Mixed = mixed) -> tuple[torch.Tensor, torch.Tensor]:

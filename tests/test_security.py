@@ -12,6 +12,7 @@ import struct
 import zlib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from packaging.requirements import Requirement
 from cvtune import checkpoint, journal, study, trained
 from cvtune.durable import write_whole
 from cvtune.errors import ConfigError, CvtuneError
+from cvtune.event import Event
+from cvtune.history import History
 from tests.test_architecture import each_module, tree
 
 # Calls that run what they read. Those that are safe with an argument are given with it.
@@ -161,6 +164,23 @@ def test_a_journal_of_lines_that_are_none_of_ours_is_refused(tmp_path: Path, bod
     (tmp_path / "journal" / "0001.jsonl").write_text(line * 2)
     with pytest.raises(CvtuneError, match=r"0001.jsonl, line 1: damaged"):
         list(journal.read(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "00001/../..", "", "0001x", "\u0661", 7, None])
+def test_a_journal_cannot_name_a_trial_by_a_path(name: Any) -> None:
+    """What is swept lies in trials/<trial>/<attempt>: a name that leads elsewhere would have that deleted."""
+    trial = {"kind": "trial", "trial": name, "index": 0, "role": "search", "label": "", "values": {}}
+    with pytest.raises(CvtuneError, match="which cvtune never does"):
+        History().apply(Event({**trial, "recipe": {}, "t": 0.0, "waiting": False}))
+
+
+@pytest.mark.parametrize("attempt", ["../..", "1", -1, 1.0, None])
+def test_nor_an_attempt(attempt: Any) -> None:
+    history = History()
+    trial = {"kind": "trial", "trial": "00000", "index": 0, "role": "search", "label": "", "values": {}}
+    history.apply(Event({**trial, "recipe": {}, "t": 0.0, "waiting": False}))
+    with pytest.raises(CvtuneError, match="an attempt"):
+        history.apply(Event({"kind": "segment", "trial": "00000", "attempt": attempt, "segment": 0, "node": ""}))
 
 
 def test_files_follow_the_umask(tmp_path: Path) -> None:
