@@ -67,7 +67,7 @@ def put(hub: Path, repository: str, revision: str, state: dict[str, Tensor]) -> 
 
 
 def saved(network: Network, file: Path) -> Path:
-    save_file({key: value.clone() for key, value in network.module.state_dict().items()}, file)
+    save_file({key: value.clone().contiguous() for key, value in network.module.state_dict().items()}, file)
     return file
 
 
