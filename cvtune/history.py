@@ -40,7 +40,7 @@ ROLES = {
     "confirm": "a recipe trained again with a fresh seed, after the search",
 }
 
-_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_PLAIN = re.compile(r"[0-9A-Za-z_-]{1,64}")  # leads nowhere as part of a path
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class TrialRecord:
 
 
 def _checked(value: Any, kind: type, what: str) -> None:
-    if type(value) is not kind or not _NUMBER.fullmatch(str(value)):
+    if type(value) is not kind or not _PLAIN.fullmatch(str(value)):
         raise CvtuneError(
             f"the journal names {what} {value!r}, which cvtune never does: somebody else has written it. "
             "Restore the study folder from a copy that you trust."

@@ -166,7 +166,7 @@ def test_a_journal_of_lines_that_are_none_of_ours_is_refused(tmp_path: Path, bod
         list(journal.read(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "00001/../..", "", "0001x", "\u0661", 7, None])
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "00001/../..", "", ".", "\u0661", 7, None])
 def test_a_journal_cannot_name_a_trial_by_a_path(name: Any) -> None:
     """What is swept lies in trials/<trial>/<attempt>: a name that leads elsewhere would have that deleted."""
     trial = {"kind": "trial", "trial": name, "index": 0, "role": "search", "label": "", "values": {}}
@@ -174,7 +174,7 @@ def test_a_journal_cannot_name_a_trial_by_a_path(name: Any) -> None:
         History().apply(Event({**trial, "recipe": {}, "t": 0.0, "waiting": False}))
 
 
-@pytest.mark.parametrize("attempt", ["../..", "1", -1, 1.0, None])
+@pytest.mark.parametrize("attempt", ["../..", "1", 1.0, None])
 def test_nor_an_attempt(attempt: Any) -> None:
     history = History()
     trial = {"kind": "trial", "trial": "00000", "index": 0, "role": "search", "label": "", "values": {}}
