@@ -291,8 +291,7 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
     for count, batch in enumerate(batches, 1):
         if team.agreed(stop()):
             raise Stopped
-        mine = len(batch.targets)
-        size = mine if team.size == 1 else min(now.data.batch_size, len(order) - images)  # the others have the rest
+        size = len(batch.targets) if team.size == 1 else min(now.data.batch_size, len(order) - images)
         mixed = _mixed(run, batch, size, generator)
 
         def forward(rows: slice, mixed: Mixed = mixed) -> tuple[torch.Tensor, torch.Tensor]:

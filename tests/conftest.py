@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -53,6 +54,17 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             crop = cv2.resize(image[y : y + 96, x : x + 128], (64, 48), interpolation=cv2.INTER_AREA)
             cv2.imwrite(str(root / name / f"{i:03d}.jpg"), crop[..., ::-1])
     return root
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch as in a trial with one core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

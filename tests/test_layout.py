@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,16 +12,10 @@ from torch import nn
 
 from cvtune.models.layout import X86, PickedConv2d, arrange
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 x86 = pytest.mark.skipif(platform.machine() not in X86, reason="elsewhere the layout stays as it is")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @x86

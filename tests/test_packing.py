@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from cvtune import gauge, packing
 from cvtune.actor import OPENED
@@ -146,8 +147,17 @@ def test_a_gpu_that_torch_does_not_find_is_said(job: dict[str, Any]) -> None:
     assert gauge.answer({"trials": 3, "why": "so"}) == packing.Packing(3, "so")
 
 
-def test_where_there_is_no_gpu_memory_is_not_limited() -> None:
+def test_memory_is_limited_to_a_share_of_a_gpu_less_a_context_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
     limit_memory(0.5)
+    assert limits == []  # no GPU here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu = SimpleNamespace(total_memory=10**10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpu)
+    for share in (0.0, 1.0, 2.0, 0.5, 0.04):
+        limit_memory(share)
+    assert limits == pytest.approx([0.45, 0.02])
 
 
 def test_a_loop_of_the_users_own_is_not_measured(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,9 @@ from cvtune.study import Study, for_data
 from cvtune.tasks import RULES, check_objective
 from cvtune.train import Run, one_pass, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE, CLASSES = 24, ("background", "round", "square")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,8 @@ from cvtune.regularize import resolve
 from cvtune.sections import Source
 from cvtune.train import NotInForce, Run, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = Recipe().replace(
     {
         "data.image_size": 16,
@@ -37,15 +38,6 @@ TIMES = ("seconds", "images_per_second", "data_wait", "peak_memory", "image_ms")
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(Source(source="digits"), SMALL.data, tmp_path_factory.mktemp("cache"), None, 1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in a trial with one core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def numbers(epoch: Epoch) -> dict[str, float]:
