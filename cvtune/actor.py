@@ -22,7 +22,7 @@ from ray import tune
 
 from cvtune.durable import write_whole
 from cvtune.epoch import Epoch
-from cvtune.errors import DataError, told
+from cvtune.errors import DataError, root_of, told
 from cvtune.pulse import Pulse, die_hung
 from cvtune.recipe import Data, Recipe
 from cvtune.sections import Source
@@ -250,11 +250,14 @@ def begun(config: dict[str, Any], workers: int = 0, divides: bool = True, team: 
 
 def reason_of(error: Exception) -> str:
     """The terminal reason of a trial that raised `error`."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; it says so of GPUs only
+    if isinstance(error, DataError):  # a broken file may have made a decoder ask for any memory
+        return "data_error"
+    root = root_of(error)  # the user's own function may have run out of it, which the error tells as its failure
+    if type(root).__name__ == "OutOfMemoryError":  # torch's; it says so of GPUs only
         return "oom_gpu"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+    if isinstance(root, MemoryError) or "DefaultCPUAllocator" in str(root):
         return "oom_host"
-    return "data_error" if isinstance(error, DataError) else "code_error"
+    return "code_error"
 
 
 def settle(config: dict[str, Any]) -> None:

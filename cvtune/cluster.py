@@ -51,20 +51,23 @@ def cluster(niceness: int = 15) -> Iterator[None]:
         with withheld():  # the key of W&B: all that Ray starts here would inherit it
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **options)
     except Exception as error:  # Ray says by a bare Exception that its processes did not start in time
-        here = address == "local"
-        raise ClusterError(
-            f"Ray could not be {'started here' if here else f'reached at RAY_ADDRESS={address}'} "
-            f"({type(error).__name__}: {error}). "
-            + (
-                "The same command again is safe; a machine that is very busy may need it."
-                if here
-                else "Unset RAY_ADDRESS to run on this machine alone."
-            )
-        ) from error
+        raise ClusterError(_not_reached(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _not_reached(address: str, error: Exception) -> str:
+    here = address == "local"
+    where = "started here" if here else f"reached at RAY_ADDRESS={address}"
+    said = " ".join(str(error).split())  # Ray says it in several lines
+    advice = "Unset RAY_ADDRESS to run on this machine alone."
+    if here:
+        advice = "The same command again is safe; a machine that is very busy may need it."
+    elif "Version mismatch" in said:
+        advice = "Install the same Ray and Python on every node and here: cluster/requirements.txt."
+    return f"Ray could not be {where} ({type(error).__name__}: {said}). {advice}"
 
 
 def granted() -> dict[str, Any]:

@@ -72,12 +72,16 @@ def config_error(error: ValidationError, prefix: str = "") -> ConfigError:
 
 def told(error: BaseException) -> str:
     """An exception of somebody's code in one line: its class, its text, and the line of their code that failed."""
-    root = error
-    while root.__cause__ is not None:  # where it happened, not where it was noticed
-        root = root.__cause__
-    frames = [f for f in traceback.extract_tb(root.__traceback__) if "site-packages" not in f.filename]
+    frames = [f for f in traceback.extract_tb(root_of(error).__traceback__) if "site-packages" not in f.filename]
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}"[:2000] + where
+
+
+def root_of(error: BaseException) -> BaseException:
+    """What happened, where `error` is how it was noticed (`raise ... from ...`)."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _short(value: Any, limit: int = 80) -> str:

@@ -226,6 +226,8 @@ def user_loss(recipe: Recipe) -> PerSample:
     def user(logits: Tensor, y: Tensor) -> Tensor:
         try:
             losses = function(logits, y, recipe)
+        except torch.OutOfMemoryError:  # no mistake of the function: the batch is done again in parts
+            raise
         except Exception as error:
             raise ConfigError(f"loss.name = {ref!r} failed: {type(error).__name__}: {error}. Correct it.") from error
         if not isinstance(losses, Tensor) or losses.shape != y.shape[:1]:

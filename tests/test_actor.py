@@ -184,6 +184,11 @@ def test_a_full_disk_costs_no_trial(actor: TrialActor, monkeypatch: pytest.Monke
     assert [actor.step()["step"] for _ in range(3)] == [1, 2, 3]
 
 
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -194,6 +199,9 @@ def test_a_full_disk_costs_no_trial(actor: TrialActor, monkeypatch: pytest.Monke
         (np._core._exceptions._ArrayMemoryError((1,), np.dtype(float)), "oom_host"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "oom_host"),
         (torch.OutOfMemoryError("CUDA out of memory"), "oom_gpu"),
+        (caused(ConfigError("x"), torch.OutOfMemoryError("CUDA out of memory")), "oom_gpu"),  # in the user's own code
+        (caused(ConfigError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")), "oom_host"),
+        (caused(DataError("x"), MemoryError()), "data_error"),
     ],
 )
 def test_every_error_has_its_reason(error: Exception, reason: str) -> None:

@@ -17,18 +17,27 @@ NODES: list[dict[str, Any]] = [
 ]
 
 
+LATE = "The current node timed out during startup."
+OTHER = "Version mismatch: The cluster was started with:\n    Ray: 2.54.0\n    Python: 3.11.7\n"  # as Ray says it
+
+
 @pytest.mark.parametrize(
-    ("address", "advice"), [("", "The same command again is safe"), ("ray-head:6379", "Unset RAY_ADDRESS")]
+    ("address", "raised", "said"),
+    [
+        ("", LATE, "timed out during startup.*The same command again is safe"),
+        ("ray-head:6379", LATE, "timed out during startup.*Unset RAY_ADDRESS"),
+        ("ray-head:6379", OTHER, r"with: Ray: 2\.54\.0 Python: 3\.11\.7\)\. Install the same Ray and Python"),
+    ],
 )
 def test_a_ray_that_does_not_start_is_an_error_of_the_cluster(
-    monkeypatch: pytest.MonkeyPatch, address: str, advice: str
+    monkeypatch: pytest.MonkeyPatch, address: str, raised: str, said: str
 ) -> None:
-    def timed_out(**_: object) -> None:
-        raise Exception("The current node timed out during startup.")
+    def fails(**_: object) -> None:
+        raise Exception(raised)
 
-    monkeypatch.setattr(cluster.ray, "init", timed_out)
+    monkeypatch.setattr(cluster.ray, "init", fails)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ClusterError, match=f"timed out during startup.*{advice}"), cluster.cluster():
+    with pytest.raises(ClusterError, match=said), cluster.cluster():
         pass
 
 

@@ -110,6 +110,18 @@ def test_user_loss_that_is_wrong(batch: Batch, user_code: types.ModuleType, func
         loss(logits, a, b, 1.0)
 
 
+def test_a_user_loss_that_runs_out_of_gpu_memory_may_have_its_batch_divided(
+    batch: Batch, user_code: types.ModuleType
+) -> None:
+    def full(*given: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    user_code.squared = full  # type: ignore[attr-defined]
+    loss = build_loss(recipe(loss__name="python:cvtune_test_losses:squared"), COUNTS)
+    with pytest.raises(torch.OutOfMemoryError):  # what `microbatch` listens for
+        loss(*batch, 1.0)
+
+
 def test_focal_gamma_is_refused_beside_a_user_loss(user_code: types.ModuleType) -> None:
     with pytest.raises(ConfigError, match=r"loss\.focal_gamma"):
         build_loss(recipe(loss__name="python:cvtune_test_losses:squared", loss__focal_gamma=1.0), COUNTS)
