@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from cvtune.durable import write_whole
+from cvtune.durable import is_full, open_log, write_whole
 from cvtune.epoch import Epoch
 from cvtune.errors import DataError, root_of, told
 from cvtune.pulse import Pulse, die_hung
@@ -201,6 +201,8 @@ class TrialActor(tune.Trainable):
         return None
 
     def _failure(self, error: Exception) -> dict[str, Any]:
+        if is_full(error):  # no failure of the trial: Ray retries it, from its checkpoint
+            raise error
         traceback.print_exc()
         self._failed = told(error)
         return {"failure": reason_of(error), "message": self._failed, **self._identity()}
@@ -212,7 +214,7 @@ class TrialActor(tune.Trainable):
     def _logged(self) -> Iterator[None]:
         """What the trial prints goes to `log.txt` of its attempt."""
         with (
-            (self._place / "log.txt").open("a", buffering=1) as log,
+            open_log(self._place / "log.txt") as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ import typer
 
 from cvtune import __version__, inspecting, reporting, study
 from cvtune.advise import advise
+from cvtune.durable import is_full
 from cvtune.errors import ClusterError, ConfigError, CvtuneError
 from cvtune.looking import (
     STUDIES,
@@ -333,7 +333,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(

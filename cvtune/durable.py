@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import io
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -91,6 +93,23 @@ def remove_leftovers(folder: Path, *patterns: str) -> None:
                 path.unlink(missing_ok=True)
             else:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that a disk or a quota is exhausted."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def open_log(path: Path) -> TextIO:
+    """A file to print to, line by line, after what is there. A full disk makes it incomplete, and is no error."""
+    return io.TextIOWrapper(io.BufferedWriter(_Log(path, "ab")), line_buffering=True)
+
+
+class _Log(io.FileIO):
+    def write(self, content: Any, /) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(content)
+        return memoryview(content).nbytes
 
 
 def sync(path: Path) -> None:

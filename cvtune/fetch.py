@@ -6,7 +6,6 @@ Trials download nothing: many nodes would do so at once, and the nodes of most c
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from cvtune.durable import is_full
 from cvtune.errors import ConfigError, DataError
 from cvtune.sections import TORCHVISION
 from cvtune.study import Study
@@ -118,7 +118,7 @@ def _fetch_weights(name: str) -> Item:
         try:
             weights.download()
         except Exception as error:  # of the network, of torch.hub, of the disk
-            if _is_full(error):
+            if is_full(error):
                 raise
             by_hand = (
                 f"download it by hand and give its path as model.pretrained (it is {weights.hub[0]}'s {weights.hub[1]})"
@@ -169,7 +169,7 @@ def _download_data(source: str, missing: list[str]) -> None:
             for name in missing:
                 _move(aside / name, folder / name)
     except Exception as error:  # of the network, of torchvision, of the disk
-        if _is_full(error):
+        if is_full(error):
             raise
         by_hand = [archive for archive in row.archives if not (folder / archive).is_file()]
         where = f" from {asked[-1]}" if asked else ""
@@ -212,10 +212,6 @@ def _no_bars_in_files() -> Iterator[None]:
     """torchvision draws its progress bars also where nobody sees them move."""
     with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-def _is_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _told(error: Exception) -> str:

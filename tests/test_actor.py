@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,23 @@ def test_a_full_disk_costs_no_trial(actor: TrialActor, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(checkpoint, "save", full)
     assert [actor.step()["step"] for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_log_on_a_full_disk_costs_no_trial_and_a_disk_full_for_other_files_is_no_error_of_the_trial(
+    actor: TrialActor, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Path(config["study"]) / "trials" / "00000" / "1" / "log.txt"
+    log.symlink_to("/dev/full")
+    assert actor.step()["step"] == 1
+    monkeypatch.setattr(actor, "_epochs", failing(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):  # Ray takes the trial up again
+        actor.step()
+
+
+def failing(error: Exception) -> Iterator[dict[str, Any]]:
+    raise error
+    yield {}
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
