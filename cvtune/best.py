@@ -18,6 +18,7 @@ from cvtune.card import Card, write_card
 from cvtune.durable import read_json, replaced, write_whole
 from cvtune.epoch import METRICS
 from cvtune.history import History, TrialRecord
+from cvtune.printable import csv_cell
 from cvtune.ranking import average_precisions
 from cvtune.recipe import Recipe
 from cvtune.results import test_predictions
@@ -254,7 +255,8 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+        for row in (header, *rows):
+            csv.writer(file).writerow([csv_cell(cell) if isinstance(cell, str) else cell for cell in row])
 
 
 def _write_schedule(study: Study, folder: Path, history: History, record: TrialRecord) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.optuna_storage import FILE as OPTUNA
 from cvtune.optuna_storage import write_storage
+from cvtune.printable import csv_cell
 from cvtune.results import write_tables
 
 COLUMNS = "columns.csv"  # what the columns of the other files hold, as CSV itself cannot say it
@@ -40,7 +41,8 @@ def parquet_files(folder: Path, made: Path) -> list[Path]:
 
 
 def csv_files(folder: Path, made: Path) -> list[Path]:
-    """A CSV file per table: lists as JSON, times as ISO 8601 in UTC, null as an empty cell and NaN as nan."""
+    """A CSV file per table: lists as JSON, times as ISO 8601 in UTC, null as an empty cell and NaN as nan; no text that
+    a spreadsheet would take for a formula (see `csv_cell`)."""
     described = []
     for source in parquet_files(folder, made):
         table = pq.read_table(source)
@@ -48,7 +50,7 @@ def csv_files(folder: Path, made: Path) -> list[Path]:
             {"table": source.stem, "column": field.name, "type": str(field.type), **_metadata(field)}
             for field in table.schema
         ]
-        pa.csv.write_csv(_flat(table), made / f"{source.stem}.csv")
+        pa.csv.write_csv(_texts(_flat(table)), made / f"{source.stem}.csv")
     pa.csv.write_csv(pa.Table.from_pylist(described), made / COLUMNS)
     return sorted(made.glob("*.csv"))
 
@@ -76,6 +78,15 @@ def _flat(table: pa.Table) -> pa.Table:
     for i, field in enumerate(table.schema):
         if pa.types.is_list(field.type):
             cells = [None if cell is None else json.dumps(cell) for cell in table.column(i).to_pylist()]
+            table = table.set_column(i, field.name, pa.array(cells, pa.string()))
+    return table
+
+
+def _texts(table: pa.Table) -> pa.Table:
+    """The table with every text as `csv_cell` writes it."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            cells = [None if cell is None else csv_cell(cell) for cell in table.column(i).to_pylist()]
             table = table.set_column(i, field.name, pa.array(cells, pa.string()))
     return table
 

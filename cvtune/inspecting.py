@@ -228,7 +228,7 @@ def _room(facts: Facts, advice: tuple[Advice, ...], cache: Path | None, limit: i
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each thing that is done, on a terminal; else nothing."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bars:
         tasks: dict[str, TaskID] = {}

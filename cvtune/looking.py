@@ -240,8 +240,9 @@ def find(name: str, storage: Path) -> Path:
 
 
 def screen_console(record: bool = False) -> Console:
-    """A console as wide as the terminal; in a file or a pipe wide enough for the tables."""
-    return Console(record=record, width=None if sys.stdout.isatty() else 140)
+    """A console as wide as the terminal; in a file or a pipe wide enough for the tables. Brackets in a text are text:
+    names of classes and files have them."""
+    return Console(record=record, markup=False, width=None if sys.stdout.isatty() else 140)
 
 
 def check_line(check: Check) -> Text:

@@ -84,7 +84,7 @@ def find_images(arguments: Sequence[str]) -> list[Found]:
         if path.is_file():
             some = [Found(path, Path(path.name))]
         elif path.is_dir():
-            some = [Found(file, file.relative_to(path)) for file in files_below(path)[0]]
+            some = [Found(file, file.relative_to(path)) for file in files_below(path).images]
         else:
             some = [Found(Path(file), Path(Path(file).name)) for file in _matching(argument)]
         if not some:

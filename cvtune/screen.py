@@ -21,6 +21,7 @@ from cvtune.controls import would_have_stopped
 from cvtune.durable import read_json
 from cvtune.history import FAILED, REASONS, History, TrialRecord
 from cvtune.noise import noise_floor
+from cvtune.printable import printable
 from cvtune.recipe import Value
 from cvtune.schedulers import ASHA
 from cvtune.study import Study
@@ -56,7 +57,7 @@ class Screen:
         self._study, self._line = study, Lines(study)
 
     def say(self, line: str) -> None:
-        self._console.print(f"[dim]{datetime.now():%H:%M:%S}[/] {line}", highlight=False)
+        self._console.print(Text.assemble((f"{datetime.now():%H:%M:%S}", "dim"), f" {line}"), highlight=False)
 
     def __call__(self, event: Mapping[str, Any], history: History) -> None:
         if self._live is None:
@@ -83,7 +84,7 @@ class Lines:
         if event["kind"] == "epoch":
             return f"{clock} {self._epoch(event, history.trials[event['trial']])}"
         if event["kind"] == "end":
-            detail = f": {event['message']}" if event["message"] else ""
+            detail = f": {printable(event['message'])}" if event["message"] else ""
             return f"{clock} trial {event['trial']} {event['reason']}{detail}"
         if event["kind"] == "retry":
             return f"{clock} trial {event['trial']} taken up again: {event['why']}"
@@ -181,8 +182,9 @@ def summary(study: Study, history: History, folder: Path, seconds: float | None 
         spread = floor.spread if floor else ""
         facts.add_row(
             "best",
-            f"[bold green]{study.objective} = {study.score(epoch):.4f}{spread}[/]  "
-            f"trial {record.trial}, {_when(study, epoch)}",
+            _striking(
+                f"{study.objective} = {study.score(epoch):.4f}{spread}", f"trial {record.trial}, {_when(study, epoch)}"
+            ),
         )
         facts.add_row("recipe", _recipe_line(record, epoch["step"]))
     if floor:
@@ -205,7 +207,7 @@ def summary(study: Study, history: History, folder: Path, seconds: float | None 
     if history.winners:
         label = history.winners[-1]["label"]
         found = history.trials.get(label)
-        facts.add_row("winner", f"[bold green]{label}[/]  {_recipe_line(found, found.steps) if found else ''}")
+        facts.add_row("winner", _striking(label, _recipe_line(found, found.steps) if found else ""))
     for line in (read_json(folder / "best" / "comparison.json") or {}).get("sentences", ()):
         facts.add_row("", line)
     if line := _health_line(history, best[0] if best else None):
@@ -214,12 +216,16 @@ def summary(study: Study, history: History, folder: Path, seconds: float | None 
     for reason in sorted({r.reason for r in failed if r.reason}):
         some = [r for r in failed if r.reason == reason]
         facts.add_row(
-            "[red]failed[/]",
-            f"{len(some)} trials {reason} ({REASONS[reason]}), first {some[0].trial}: {some[0].message}",
+            Text("failed", "red"),
+            f"{len(some)} trials {reason} ({REASONS[reason]}), first {some[0].trial}: {printable(some[0].message)}",
         )
     facts.add_row("tables", str(folder / "tables"))
     grid = strength_grid(study, history)
     return Group(facts, "", grid) if grid else facts
+
+
+def _striking(what: str, more: str) -> Text:
+    return Text.assemble((what, "bold green"), f"  {more}")
 
 
 def _health_line(history: History, best: TrialRecord | None) -> str:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "cvtune"
 # From the ground up. A module may import modules of its own layer, without a cycle, and of the layers above it in this
 # list. A name stands for the module and, if it is a package, for all modules in it. "cvtune" is the facade __init__.py.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "durable", "probe", "allocation"),
+    ("errors", "durable", "printable", "probe", "allocation"),
     ("upload",),
     ("fields", "kinds", "recipe", "epoch", "objective", "checks", "gpu_checks", "building", "room", "packing"),
     ("domains", "space", "priors", "schedulers", "searchers", "sections"),

@@ -13,7 +13,10 @@ from cvtune.data.listing import PARTS, Labelled, Labels, Listing, Tags, Task, wi
 from cvtune.data.relabel import relabel
 from cvtune.data.split import split
 from cvtune.errors import DataError
+from cvtune.printable import printable
 from cvtune.sections import Source
+
+LONGEST = 200  # letters of a class's name
 
 
 def make_listing(
@@ -32,10 +35,11 @@ def make_listing(
     "segment" `tags` are pixels per image and class; the Listing has none.
 
     Raises:
-        DataError: too few classes, a class without images in train or val, or too few to split.
+        DataError: too few classes, two that look alike, a class without images in train or val, or too few to split.
         ConfigError: `data.classes` names a class that there is not.
     """
     where = source.source
+    classes = _shown_as(where, classes)
     classes, parts, lookup = relabel(source, classes, parts, task)
     if len(classes) < (1 if task == "multilabel" else 2):
         named = f"only the class {classes[0]!r}" if classes else "no class"
@@ -62,6 +66,20 @@ def make_listing(
     if task == "segment":
         parts = {name: part._replace(tags=None) for name, part in parts.items()}
     return Listing(tuple(classes), parts, root, tuple(notices), task, lookup)
+
+
+def _shown_as(where: str, classes: Sequence[str]) -> list[str]:
+    """The names of the classes as they are shown from here on: in messages, tables, pages, and in `data.classes`."""
+    names = [printable(name) for name in classes]
+    if names and len(longest := max(names, key=len)) > LONGEST:
+        raise DataError(
+            f"{where}: a class would be called {longest[:40]!r}... ({len(longest)} letters, at most {LONGEST}). Look "
+            "whether the labels are what they should be."
+        )
+    if len(set(names)) < len(set(classes)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{where}: two classes would both be shown as {twice!r}. Rename one of them.")
+    return names
 
 
 def _shown(part: Labelled, task: Task) -> tuple[Labels, Labels]:
@@ -149,7 +167,7 @@ def _shared_groups(parts: Mapping[str, Labelled]) -> list[str]:
         if name != "train" and len(shared):
             rows = np.flatnonzero(np.isin(found, shared))
             example = parts[name].items[rows[0]]
-            named = f", for example that of {example.name}" if isinstance(example, Path) else ""
+            named = f", for example that of {printable(example.name)}" if isinstance(example, Path) else ""
             notices.append(
                 f"{len(shared)} groups have images in train and in {name} ({len(rows)} images there){named}: "
                 f"scores on {name} are better than they would be on new groups."

@@ -21,6 +21,7 @@ from cvtune.data.fingerprint import Fingerprint, leaks
 from cvtune.data.listing import PARTS, Item, Labelled, Listing, join, without_images
 from cvtune.errors import DataError
 from cvtune.kinds import PHOTO, Kind, Sketch, Stats, from_json, usual
+from cvtune.printable import printable
 
 _AT_ONCE = 1024  # images that may be decoded and not yet written
 _ASKED = 9  # of the first images that can be decoded, what most of them are all must be
@@ -172,7 +173,8 @@ def _decoded(plan: Plan, workers: int) -> Iterator[store.Pair | DataError]:
 def _named(listing: Listing, errors: dict[int, DataError]) -> dict[int, str]:
     """The errors as 'name: reason', the name relative to the folder of the images."""
     names = list(listing.names()) if errors else []
-    texts = {i: str(error).removeprefix(f"{listing.root}/").removesuffix(f".{REMEDY}") for i, error in errors.items()}
+    root = printable(f"{listing.root}/")
+    texts = {i: str(error).removeprefix(root).removesuffix(f".{REMEDY}") for i, error in errors.items()}
     return {
         i: names[i] + text.removeprefix(IN_MEMORY) if text.startswith(f"{IN_MEMORY}:") else text
         for i, text in texts.items()

@@ -6,29 +6,35 @@ uint8, uint16 or float32 (see `rasters`).
 
 from __future__ import annotations
 
+import functools
 import io
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from cvtune.data.guard import MAX_PIXELS, in_turn
+from cvtune.data.guard import MAX_PIXELS, in_turn, regular
 from cvtune.data.listing import IGNORE, UNKNOWN, Item, Pixels
 from cvtune.data.packed import Packed
 from cvtune.data.rasters import HEAD, channels_last, kept, npy_array, reader_of, upright
 from cvtune.errors import DataError
 from cvtune.kinds import Kind, kind_of
 from cvtune.pixels import resized
+from cvtune.printable import printable
 
 Fit = Literal["crop", "squash"]
 IN_MEMORY = "array"  # begins what is said of an image that is no file
 REMEDY = " Replace or remove the file."
 LONGEST = 4  # times the shorter side; what is beyond is cut off before an image is resized
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm")  # Pillow's, whatever is inside
+# What is read, whatever the file is called. Pillow knows more, and for PostScript it would start another program.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
 _PACKED = {"L;2": 85, "L;4": 17}  # Pillow spreads gray values of 2 and 4 bits over 0..255: the factor
+warnings.filterwarnings("ignore", module=r"PIL\b")  # they name no file: what cannot be used we tell ourselves
 
 
 def load(item: Item) -> Pixels:
@@ -120,7 +126,7 @@ def mask_values(item: Item) -> Pixels:
             raise ValueError(f"{values.dtype}: the values must be whole numbers 0..255")
         return np.ascontiguousarray(values, np.uint8)
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
-        raise DataError(f"{item}: cannot be decoded as a mask ({_reason(error)}).{REMEDY}") from error
+        raise DataError(f"{_named(item)}: cannot be decoded as a mask ({reason(error)}).{REMEDY}") from error
 
 
 def decode(file: Path | Packed) -> Pixels:
@@ -142,7 +148,32 @@ def decode(file: Path | Packed) -> Pixels:
                 return _with_three(image)
         return _by_pillow(stream)
     except Exception as error:  # the libraries raise whatever a broken file makes them
-        raise DataError(f"{file}: cannot be decoded ({_reason(error)}).{REMEDY}") from error
+        raise DataError(f"{_named(file)}: cannot be decoded ({reason(error)}).{REMEDY}") from error
+
+
+def open_image(stream: Path | io.BytesIO) -> ImageFile.ImageFile:
+    """A file of one of FORMATS as Pillow opens it: its header is read, nothing is decoded.
+
+    Raises:
+        OSError: it is no file, or none of these (`UnidentifiedImageError`).
+        Exception: whatever a broken file makes Pillow's plugins raise.
+    """
+    return Image.open(stream, formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # older ones know no AVIF
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, in a few words of one line."""
+    if isinstance(error, Image.DecompressionBombError):  # far above MAX_PIXELS: Pillow does not even open it
+        return f"{str(error).split(',')[0]}; at most {MAX_PIXELS // 10**6} megapixels are read"
+    if isinstance(error, UnidentifiedImageError):
+        return "no image of a format that is read"
+    return printable((isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__)
 
 
 def decode_bytes(content: bytes, name: str) -> Pixels:
@@ -150,7 +181,7 @@ def decode_bytes(content: bytes, name: str) -> Pixels:
     try:
         return _by_pillow(io.BytesIO(content))
     except Exception as error:
-        raise DataError(f"{name}: cannot be decoded ({_reason(error)}).{REMEDY}") from error
+        raise DataError(f"{printable(name)}: cannot be decoded ({reason(error)}).{REMEDY}") from error
 
 
 def resize_keep(image: Pixels, side: int, fit: Fit) -> Pixels:
@@ -181,12 +212,6 @@ def _resize(image: Pixels, side: int, fit: Fit, interpolation: int) -> Pixels:
     return resized(image, size, interpolation)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):  # far above MAX_PIXELS: Pillow does not even open it
-        return f"{str(error).split(',')[0]}; at most {MAX_PIXELS // 10**6} megapixels are read"
-    return "no image" if isinstance(error, UnidentifiedImageError) else str(error)
-
-
 def _one_channel(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """(H, W) of gray levels that were written as (H, W, 1), with transparency, or as three equal channels."""
     if values.ndim == 3 and 1 <= values.shape[2] <= 4:
@@ -199,7 +224,7 @@ def _one_channel(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
 
 
 def _indices(file: Path | Packed) -> npt.NDArray[np.generic]:
-    with Image.open(_stream(file)) as image, in_turn(image.width * image.height):
+    with open_image(_stream(file)) as image, in_turn(image.width * image.height):
         raw = image.tile[0].args if image.tile else ""  # PNG names the mode, TIFF a tuple that begins with it
         packed = _PACKED.get(str(raw[0] if isinstance(raw, tuple) else raw), 1)
         ImageOps.exif_transpose(image, in_place=True)
@@ -207,15 +232,15 @@ def _indices(file: Path | Packed) -> npt.NDArray[np.generic]:
 
 
 def _stream(file: Path | Packed) -> Path | io.BytesIO:
-    return file if isinstance(file, Path) else io.BytesIO(file.read())
+    return regular(file) if isinstance(file, Path) else io.BytesIO(file.read())
 
 
 def _named(item: Item) -> str:
-    return IN_MEMORY if isinstance(item, np.ndarray) else str(item)
+    return IN_MEMORY if isinstance(item, np.ndarray) else printable(str(item))
 
 
 def _short(mask: Item) -> str:
-    return "array" if isinstance(mask, np.ndarray) else mask.name
+    return "array" if isinstance(mask, np.ndarray) else printable(mask.name)
 
 
 def _center(image: Pixels, height: int, width: int) -> Pixels:
@@ -231,7 +256,7 @@ def _head(stream: Path | io.BytesIO) -> bytes:
 
 
 def _by_pillow(stream: Path | io.BytesIO) -> Pixels:
-    with Image.open(stream) as image:
+    with open_image(stream) as image:
         wide = _is_wide(image)
         with in_turn(image.width * image.height, 2 * len(image.getbands()) if wide else 3):
             if not wide:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cvtune.data.cache import remember
+from cvtune.data.guard import regular
 from cvtune.data.listing import COLUMNS, PARTS, Item, Listing, join
 from cvtune.data.packed import Packed
 from cvtune.errors import DataError
@@ -154,7 +155,7 @@ def digest(item: Item | None) -> bytes:
         kind = "" if item.dtype == np.uint8 else item.dtype.str
         return hashlib.blake2b(f"{item.shape}{kind}".encode() + item.tobytes(), digest_size=16).digest()
     try:
-        content = item.read() if isinstance(item, Packed) else item.read_bytes()
+        content = item.read() if isinstance(item, Packed) else regular(item).read_bytes()
         return hashlib.blake2b(content, digest_size=16).digest()
     except OSError:
         return UNREADABLE  # decoding will tell

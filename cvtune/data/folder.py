@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from cvtune.data.assemble import make_listing
 from cvtune.data.compact import FileItems, Texts
 from cvtune.data.listing import Labelled, Listing
 from cvtune.errors import DataError, did_you_mean
+from cvtune.printable import printable
 from cvtune.sections import Source
 
 EXTENSIONS = (
@@ -39,22 +40,35 @@ def read(root: Path, source: Source) -> Listing:
     part_folders, notices = _part_folders(root)
     files: dict[str, dict[str, list[str]]] = {}  # names below root: a million Paths would take half a GB
     ignored: list[Path] = []
+    linked: list[Path] = []
     for part, folder in part_folders.items():
         files[part] = {}
         for class_folder in folders_in(folder):
-            images, others = files_below(class_folder)
-            files[part][class_folder.name] = [str(path)[len(f"{root}/") :] for path in images]
-            ignored += others
+            found = files_below(class_folder)
+            files[part][class_folder.name] = [str(path)[len(f"{root}/") :] for path in found.images]
+            ignored += found.ignored
+            linked += found.linked
     classes = sorted({name for by_class in files.values() for name in by_class})
     if not any(names for by_class in files.values() for names in by_class.values()):
         raise DataError(_no_classes(part_folders["train"], ignored))
     if ignored:
-        example = ignored[0].relative_to(root)
-        notices.append(f"{len(ignored)} files without an image's extension were ignored, for example {example}.")
+        notices.append(f"{len(ignored)} files without an image's extension were ignored, {_example(root, ignored)}.")
+    notices += not_followed(root, linked)
     _refuse_masks(root, files["train"])
     parts = {part: _labelled(root, by_class, classes) for part, by_class in files.items()}
     whole = part_folders == {"train": root}
     return make_listing(source, classes, parts, whole=whole, root=root, notices=notices)
+
+
+def not_followed(root: Path, linked: list[Path]) -> list[str]:
+    """A notice of links to folders that `files_below` has met, if any."""
+    if not linked:
+        return []
+    return [f"{len(linked)} links to folders were not followed, {_example(root, linked)}: link the images in them."]
+
+
+def _example(root: Path, paths: list[Path]) -> str:
+    return f"for example {printable(str(paths[0].relative_to(root)))}"
 
 
 def _no_classes(folder: Path, ignored: list[Path]) -> str:
@@ -146,21 +160,33 @@ def is_image(name: str, extensions: tuple[str, ...] = EXTENSIONS) -> bool:
     return not name.startswith(".") and name.lower().endswith(extensions)
 
 
-def files_below(top: Path, extensions: tuple[str, ...] = EXTENSIONS) -> tuple[list[Path], list[Path]]:
-    """The files below a folder that have one of the extensions, and those that were ignored, both sorted.
+class Below(NamedTuple):
+    """What lies below a folder, each sorted.
 
-    Hidden files are ignored, and what is in hidden folders is not even that.
+    Attributes:
+        images: files that have an image's extension, and links to such.
+        ignored: other files, hidden ones too.
+        linked: links to folders, which are not followed: they may lead round in a circle.
+    """
+
+    images: list[Path]
+    ignored: list[Path]
+    linked: list[Path]
+
+
+def files_below(top: Path, extensions: tuple[str, ...] = EXTENSIONS) -> Below:
+    """The files below a folder; what is in hidden folders is not even ignored.
 
     Raises:
         DataError: a folder cannot be listed.
     """
-    images: list[Path] = []
-    ignored: list[Path] = []
+    below = Below([], [], [])
     for base, folders, names in os.walk(top, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        below.linked.extend(path for name in folders if (path := Path(base, name)).is_symlink())
         for name in names:
-            (images if is_image(name, extensions) else ignored).append(Path(base, name))
-    return sorted(images), sorted(ignored)
+            (below.images if is_image(name, extensions) else below.ignored).append(Path(base, name))
+    return Below(*map(sorted, below))
 
 
 def _labelled(root: Path, by_class: Mapping[str, list[str]], classes: list[str]) -> Labelled:

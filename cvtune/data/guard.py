@@ -1,15 +1,28 @@
-"""How large an image may be: asked of its header, before anything is decoded."""
+"""What may be opened as an image, and how large it may be: asked before anything is decoded."""
 
 from __future__ import annotations
 
 import contextlib
+import stat
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 MAX_PIXELS = 160_000_000  # of a photo, 3 bytes each; decoding takes 7 for each
 _LARGE = 20_000_000  # pixels above which images are decoded one at a time, however many threads there are
 _PHOTO = 3  # bytes of a pixel
 _alone = threading.Lock()
+
+
+def regular(file: Path) -> Path:
+    """The file itself, if it is one: reading a pipe or a device may never end.
+
+    Raises:
+        OSError: it is none, or is missing.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError("a folder, a pipe or a device, and no file")
+    return file
 
 
 @contextlib.contextmanager

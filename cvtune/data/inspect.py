@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
-from cvtune.data.decode import PHOTO_SUFFIXES, REMEDY, load_pair
+from cvtune.data.decode import PHOTO_SUFFIXES, REMEDY, load_pair, open_image, reason
 from cvtune.data.fingerprint import UNREADABLE, digest
+from cvtune.data.guard import regular
 from cvtune.data.listing import PARTS, Item, Listing, Task
 from cvtune.data.packed import Packed
 from cvtune.errors import DataError
 from cvtune.kinds import Kind, kind_of
+from cvtune.printable import printable
 
 DECODED = 4000  # images that are decoded at most, drawn with seed 0
 DECODED_PIXELS = 2_000_000_000  # and at most so many pixels in all: large photos take long
@@ -174,7 +175,7 @@ def inspect(listing: Listing, source: str, workers: int, progress: Progress = la
         pixel_bytes=max(look.kind.bytes for look in seen.values()),
         formats=dict(Counter(h.format for h in headers if h.format).most_common()),
         kinds=dict(Counter(str(look.kind) for look in seen.values()).most_common()),
-        broken=tuple(text.removeprefix(f"{listing.root}/") for _, text in sorted(errors.items())),
+        broken=tuple(text.removeprefix(printable(f"{listing.root}/")) for _, text in sorted(errors.items())),
         decoded=len(rows),
         exact=_copies(same, listing, names),
         near=_copies([pair for pair in like if pair[1] not in exact], listing, names),
@@ -271,13 +272,12 @@ def _header(item: Item, is_hashed: bool) -> Header:
     if suffix not in (*PHOTO_SUFFIXES, *UNSURE):
         return Header(0, 0, suffix.lstrip("."), code)
     try:
-        with Image.open(io.BytesIO(item.read()) if isinstance(item, Packed) else item) as image:
+        with open_image(io.BytesIO(item.read()) if isinstance(item, Packed) else regular(item)) as image:
             return Header(*image.size, f"{image.format} {image.mode}", code)
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
         if suffix in UNSURE:
             return Header(0, 0, UNSURE[suffix], code)
-        reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error)
-        return Header(0, 0, "", code, f"{item}: cannot be read ({reason})")
+        return Header(0, 0, "", code, f"{printable(str(item))}: cannot be read ({reason(error)})")
 
 
 def _looks(listing: Listing, rows: Ints, workers: int, progress: Progress) -> Iterator[Look | str]:

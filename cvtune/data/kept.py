@@ -27,6 +27,7 @@ from cvtune.data import store
 from cvtune.data.cache import remember
 from cvtune.data.compact import Compact, Rows, pick
 from cvtune.data.decode import Fit, decode_bytes, resize_keep
+from cvtune.data.guard import regular
 from cvtune.data.listing import PARTS, Item, Labelled
 from cvtune.data.packed import Packed, Packing, forget_open_archives
 from cvtune.errors import DataError
@@ -192,7 +193,7 @@ def _content(item: Item, side: int | None, fit: Fit) -> _Content:
     """The smaller of an item's own bytes and its lossless image; `side` None: its own bytes, as of a mask."""
     if isinstance(item, np.ndarray):
         return _Content(b"")
-    own = item.read_bytes() if isinstance(item, Path) else item.read()
+    own = regular(item).read_bytes() if isinstance(item, Path) else item.read()
     if side is None or _LOSSLESS * len(own) <= 3 * side * side:
         return _Content(own)
     image = resize_keep(decode_bytes(own, str(item)), side, fit)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cvtune.data.compact import pick
 from cvtune.data.packed import Packed
+from cvtune.printable import printable
 
 PARTS = ("train", "val", "test")
 Pixels = npt.NDArray[Any]  # an image, uint8, uint16 or float32 (H, W, C), or a mask, uint8 (H, W)
@@ -86,14 +87,15 @@ class Listing:
         return np.concatenate([self.parts[part].labels for part in PARTS])
 
     def names(self) -> Iterator[str]:
-        """Their names, none of which depends on where the data lies: 'cat/1.jpg', or 'train[1]' in memory."""
+        """Their names as they are shown, none of which depends on where the data lies: 'cat/1.jpg', or 'train[1]' in
+        memory."""
         prefix = len(f"{self.root}/")
         for part in PARTS:
             for i, item in enumerate(self.parts[part].items):
                 if self.root is not None:
-                    yield str(item)[prefix:]
+                    yield printable(str(item)[prefix:])
                 else:
-                    yield f"{part}[{i}]" + (f" {item.name}" if isinstance(item, Path) else "")
+                    yield f"{part}[{i}]" + (f" {printable(item.name)}" if isinstance(item, Path) else "")
 
 
 def join(parts: Mapping[str, Labelled], what: Column) -> Any:

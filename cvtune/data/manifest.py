@@ -28,14 +28,18 @@ import pyarrow.parquet
 from cvtune.data.arrays import tags_of
 from cvtune.data.assemble import make_listing
 from cvtune.data.folder import PART_FOLDERS
-from cvtune.data.listing import PARTS, Labelled, Labels, Listing, Tags, Task
+from cvtune.data.listing import PARTS, Item, Labelled, Labels, Listing, Tags, Task
 from cvtune.data.masks import listed_names, segmented
 from cvtune.errors import DataError
+from cvtune.printable import printable
 from cvtune.sections import Source
 
 KINDS = ("label", "labels", "mask")
 COLUMNS = ("path", *KINDS, "split", "group", "weight")
 _SOFT = ("label:", "labels:")
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)  # the last: names or texts that are no UTF-8
+_AS = "Write a table with commas as UTF-8, or Parquet."
+_CELL = 80  # letters of a cell that a message shows
 Mask = npt.NDArray[np.bool_]
 Texts = Sequence[str | None]  # the cells of a column; None where they are empty
 
@@ -56,7 +60,9 @@ def read(path: Path, source: Source, cache: Path | None, workers: int) -> Listin
     parts = {part: everything.take(chosen[given[chosen]]) for part, chosen in rows.items() if given[chosen].any()}
     if "train" not in parts:
         raise DataError(f"{path}: no row for training has a label. Fill in column {table.labels_in(kind)}.")
-    notices = [f"Columns that say nothing to us are ignored: {', '.join(table.others)}."] if table.others else []
+    others = _shortly(", ".join(table.others))
+    notices = [f"Columns that say nothing to us are ignored: {others}."] if others else []
+    notices += _repeated(everything.items, path.parent)
     if not given.all():
         notices.append(
             f"{(~given).sum()} of {table.rows} rows have no label and are left out: {table.labels_in(kind)}."
@@ -93,8 +99,8 @@ class _Table:
             raise DataError(f"{path}: no such file. Check the path.")
         try:
             names, self._read = _csv(path) if path.suffix.lower() == ".csv" else _parquet(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path}: not readable as {path.suffix[1:]} ({_first_line(error)}).") from error
+        except _UNREADABLE as error:
+            raise DataError(f"{path}: not readable as {path.suffix[1:]} ({_first_line(error)}). {_AS}") from error
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"{path}: has two columns {twice!r}. Keep one.")
@@ -106,8 +112,8 @@ class _Table:
         self.paths = self.column("path")
         if self.paths is None:
             raise DataError(
-                f"{path}: has no column 'path', only {', '.join(names)}. Name the column of image files so, and that "
-                "of classes 'label'."
+                f"{path}: has no column 'path', only {_shortly(', '.join(names))}. Name the column of image files so, "
+                "and that of classes 'label', with commas between them."
             )
         self.rows = len(self.paths)
         if not self.rows:
@@ -135,8 +141,8 @@ class _Table:
             return None
         try:
             return [cell if cell is None else cell.strip() or None for cell in self._read(name)]
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            raise DataError(f"{self.path}: column {name!r} cannot be read ({_first_line(error)}).") from error
+        except _UNREADABLE as error:
+            raise DataError(f"{self.path}: column {name!r} cannot be read ({_first_line(error)}). {_AS}") from error
 
     def wanted(self, name: str) -> list[str]:
         """The cells of a column that is there, none of which may be empty."""
@@ -154,9 +160,9 @@ class _Table:
                 try:
                     values[row] = float(cell)
                 except ValueError:
-                    raise self.wrong(row, name, f"= {cell!r}", rule) from None
+                    raise self.wrong(row, name, f"= {_shortly(cell)!r}", rule) from None
                 if not is_valid(float(cell)):
-                    raise self.wrong(row, name, f"= {cell!r}", rule)
+                    raise self.wrong(row, name, f"= {_shortly(cell)!r}", rule)
         return values
 
     def wrong(self, row: int, name: str, what: str, rule: str) -> DataError:
@@ -186,7 +192,7 @@ def _parquet(path: Path) -> tuple[list[str], Callable[[str], list[str | None]]]:
             return [None if cell is None else ";".join(map(str, cell)) for cell in column.to_pylist()]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        return [None if cell is None else str(cell) for cell in column.to_pylist()]
+        return [None if cell is None or cell != cell else str(cell) for cell in column.to_pylist()]  # NaN is no class
 
     return list(file.schema_arrow.names), cells
 
@@ -237,10 +243,9 @@ def _files(table: _Table, name: str) -> list[Path]:
         real = os.path.join(real_folders[folder], base)  # noqa: PTH118
         if os.path.islink(full):  # noqa: PTH114
             real = os.path.realpath(full)
-        if os.path.isabs(file) or not real.startswith(inside):  # noqa: PTH117
-            raise table.wrong(
-                row, name, f"= {text!r} leaves {root}", "Paths are relative to the manifest's folder and stay in it."
-            )
+        if os.path.isabs(file) or not real.startswith(inside) or "\0" in file:  # noqa: PTH117
+            what = f"= {_shortly(text)!r} " + ("has a zero byte" if "\0" in file else f"leaves {root}")
+            raise table.wrong(row, name, what, "Paths are relative to the manifest's folder and stay in it.")
         files.append(Path(full))
     return files
 
@@ -252,7 +257,7 @@ def _parts(table: _Table, split: Texts) -> dict[str, Labels]:
     for row, cell in enumerate(split):
         part = PART_FOLDERS.get((cell or "").lower())
         if part is None:
-            raise table.wrong(row, "split", f"= {cell!r}", rule)
+            raise table.wrong(row, "split", f"= {_shortly(cell or '')!r}", rule)
         rows.setdefault(part, []).append(row)
     if "train" not in rows:
         raise DataError(f"{table.path}: column 'split' names no row 'train'. {rule}")
@@ -279,5 +284,19 @@ def _weights(table: _Table) -> Tags | None:
     return weights
 
 
+def _repeated(items: Sequence[Item], root: Path) -> list[str]:
+    """A notice where rows name an image that an earlier row has named."""
+    seen: set[str] = set()
+    again = [name for name in map(str, items) if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+    if not again:
+        return []
+    example = printable(again[0].removeprefix(f"{root}/"))
+    return [f"{len(again)} rows name an image that an earlier row has named, for example {example}: keep one of each."]
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return _shortly(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+
+
+def _shortly(text: str) -> str:
+    return printable(text if len(text) <= _CELL else f"{text[:_CELL]}...")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cvtune.data.compact import FileItems, Rows, Texts
-from cvtune.data.folder import EXTENSIONS, IMAGES, PART_FOLDERS, files_below, folders_in, is_image
+from cvtune.data.folder import EXTENSIONS, IMAGES, PART_FOLDERS, files_below, folders_in, is_image, not_followed
 from cvtune.data.listing import PARTS, Labelled, Listing
 from cvtune.data.masks import listed_names, segmented
 from cvtune.errors import DataError, did_you_mean
@@ -60,8 +60,8 @@ def read(root: Path, source: Source, cache: Path | None, workers: int) -> Listin
     top = [root, *(folder for folder in folders_in(root) if folder.name.lower() in PART_FOLDERS)]
     kept = {IMAGES: EXTENSIONS, source.masks: MASK_EXTENSIONS}
     sides = [(folder / name, ends) for folder in top for name, ends in kept.items() if (folder / name).is_dir()]
-    files = [file for folder, ends in sides for file in files_below(folder, ends)[0]]
-    paths = [file.relative_to(root).as_posix() for file in files]
+    walked = [files_below(folder, ends) for folder, ends in sides]
+    paths = [file.relative_to(root).as_posix() for side in walked for file in side.images]
     lists = {name: _text(root / name) for name in LISTS if (root / name).is_file()}
     found = pair(str(root), source, paths, lists)
     items = FileItems(root, Texts.of(paths))
@@ -70,7 +70,7 @@ def read(root: Path, source: Source, cache: Path | None, workers: int) -> Listin
         listed_names(root / CLASSES),
         {part: labelled(items.take(rows), items.take(found.masks[part])) for part, rows in found.images.items()},
         root=root,
-        notices=found.notices,
+        notices=[*found.notices, *not_followed(root, [link for side in walked for link in side.linked])],
         cache=cache,
         workers=workers,
     )
