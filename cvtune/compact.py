@@ -2,7 +2,8 @@
 
 Once a term's file has grown by another SEGMENT bytes, its owner writes that piece (whole lines, checksums verified) as
 `journal/<term>.<first byte>.arrow` beside it. The journal stays the only source of truth: a copy says which bytes it
-stands for, by their number and SHA-256, and where it is missing, torn or of other bytes the lines are read instead.
+stands for, by their number and SHA-256, and ends with the SHA-256 of all before it. Where it is missing, damaged or of
+other bytes the lines are read instead.
 Nothing is ever read twice: a copy takes the place of its lines, and ends where the next line begins.
 """
 
@@ -22,10 +23,11 @@ from cvtune.durable import write_whole
 from cvtune.event import FORMAT as JOURNAL
 from cvtune.event import Event, decoded, parse
 
-FORMATS = {"format": 1, "journal": JOURNAL}
+FORMATS = {"format": 2, "journal": JOURNAL}  # 1, of development versions, had no hash of itself: made anew
 SEGMENT = 8 * 2**20  # bytes of the journal; some 5,000 reports
 PLAIN = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 LAYOUT = "#layout"  # a column: which keys an event has
+_HASH = hashlib.sha256().digest_size
 JSON = b"json"  # of a column: its values are JSON texts
 
 
@@ -137,13 +139,15 @@ def copies(file: Path) -> Iterator[Copy]:
     done = 0
     with file.open("rb") as lines:
         for path in sorted(file.parent.glob(f"{file.stem}.*.arrow")):
-            start, about = int(path.stem.rpartition(".")[2]), _about(path)
-            if start < done or about is None:
+            place, about = path.stem.rpartition(".")[2], _about(path)
+            if about is None or not place.isdecimal() or (start := int(place)) < done:
                 continue
             lines.seek(start)
-            if hashlib.sha256(lines.read(about["size"])).hexdigest() == about["sha256"]:
+            if hashlib.sha256(lines.read(about["size"])).hexdigest() != about["sha256"]:
+                continue
+            if (block := _block(path, about["layouts"])) is not None:
                 done = start + about["size"]
-                yield Copy(start, done, Block(_batch(path), about["layouts"]))
+                yield Copy(start, done, block)
 
 
 def catch_up(study: Path) -> None:
@@ -182,15 +186,29 @@ def _about(path: Path) -> dict[str, Any] | None:
     """What a copy says of itself; None where there is none of this format."""
     try:
         with pa.OSFile(str(path)) as file:
-            about: dict[str, Any] = json.loads(pa.ipc.open_file(file).schema.metadata[b"copy"])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+            about: dict[str, Any] = json.loads(pa.ipc.open_stream(file).schema.metadata[b"copy"])
+            is_ours = about.items() >= FORMATS.items() and about["size"] > 0 and about["sha256"] and about["layouts"]
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return None
-    return about if about.items() >= FORMATS.items() else None
+    return about if is_ours else None
 
 
-def _batch(path: Path) -> pa.RecordBatch:
-    with pa.OSFile(str(path)) as file:  # not mapped: on a network file system a deleted file would end the process
-        return pa.ipc.open_file(file).get_batch(0)
+def _block(path: Path, layouts: Sequence[Sequence[str]]) -> Block | None:
+    """The events of a copy; None if it is damaged.
+
+    It is read whole, not mapped: on a network file system a deleted file would end the process.
+    """
+    try:
+        content = path.read_bytes()
+        made, told = content[:-_HASH], content[-_HASH:]
+        if hashlib.sha256(made).digest() != told:
+            return None
+        batch = pa.ipc.open_stream(made).read_next_batch()
+        batch.validate(full=True)  # whoever wrote other bytes could write their hash as well
+        block = Block(batch, layouts)
+        return block if block.layout.min() >= 0 and block.layout.max() < len(layouts) else None
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _stored(columns: Mapping[str, list[Any]], layout: list[int], about: Mapping[str, Any]) -> bytes:
@@ -202,9 +220,10 @@ def _stored(columns: Mapping[str, list[Any]], layout: list[int], about: Mapping[
     schema = pa.schema([pa.field(LAYOUT, pa.int32()), *fields], metadata={"copy": json.dumps(about)})
     arrays = [pa.array(layout, pa.int32()), *(array for array, _ in made.values())]
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
+    with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return bytes(sink.getvalue())
+    stream = bytes(sink.getvalue())
+    return stream + hashlib.sha256(stream).digest()
 
 
 def _column(values: Sequence[Any]) -> tuple[pa.Array, bool]:

@@ -66,7 +66,7 @@ def config_error(error: ValidationError, prefix: str = "") -> ConfigError:
     if first["type"] == "extra_forbidden":
         return ConfigError(f"{name!r} is not a field here. Remove it or correct its name.")
     rule = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "missing" else f" = {_short(first['input'])}"
+    value = "" if first["type"] == "missing" else f" = {short(first['input'])}"
     return ConfigError(f"{name or 'value'}{value}: {rule[:1].lower()}{rule[1:].rstrip('.')}.")
 
 
@@ -84,6 +84,7 @@ def root_of(error: BaseException) -> BaseException:
     return error
 
 
-def _short(value: Any, limit: int = 80) -> str:
+def short(value: Any, limit: int = 80) -> str:
+    """A value as it is written in Python, cut off behind `limit` letters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

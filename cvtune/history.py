@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cvtune.errors import CvtuneError
+from cvtune.errors import CvtuneError, short
 from cvtune.event import Event
 from cvtune.journal import read
 from cvtune.packing import Packing
+from cvtune.printable import first_line
 from cvtune.recipe import Recipe, Value
 from cvtune.study import Study
 
@@ -121,7 +122,7 @@ class TrialRecord:
 def _checked(value: Any, kind: type, what: str) -> None:
     if type(value) is not kind or not _PLAIN.fullmatch(str(value)):
         raise CvtuneError(
-            f"the journal names {what} {value!r}, which cvtune never does: somebody else has written it. "
+            f"the journal names {what} {short(value)}, which cvtune never does: somebody else has written it. "
             "Restore the study folder from a copy that you trust."
         )
 
@@ -144,8 +145,19 @@ class History:
         """Take in the next event.
 
         Raises:
-            CvtuneError: it names a trial or an attempt as cvtune does not: paths are made of these, and deleted.
+            CvtuneError: it is none that cvtune writes, or names a trial or an attempt as cvtune does not: paths are
+                made of these, and deleted.
         """
+        try:
+            self._apply(event)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CvtuneError(
+                f"the journal says something that cvtune does not write (an event {short(event.get('kind'))} at "
+                f"{short(event.get('t'))}; {type(error).__name__}: {first_line(error)}). Restore the study folder from "
+                "a copy that you trust."
+            ) from error
+
+    def _apply(self, event: Event) -> None:
         kind = event["kind"]
         if kind == "trial":
             _checked(event["trial"], str, "a trial")

@@ -138,7 +138,8 @@ class Tail:
 
 
 def _files(study: Path) -> list[Path]:
-    return sorted((study / "journal").glob("*.jsonl"))
+    """The file of each term in order; a copy that somebody made, '0001 (2).jsonl', is none."""
+    return sorted(path for path in (study / "journal").glob("*.jsonl") if path.stem.isdecimal())
 
 
 def _term(path: Path) -> tuple[int, list[Event]]:
@@ -166,7 +167,9 @@ def _counted(terms: list[tuple[int, list[Event]]]) -> list[tuple[int, list[Event
     found: list[tuple[int, list[Event]]] = []
     for number, events in terms:
         if events and "saw_term" in events[0]:
-            last, count = events[0]["saw_term"], events[0]["saw"]
+            last, count = events[0]["saw_term"], events[0].get("saw")
+            if type(last) is not int or type(count) is not int or count < 0:
+                raise CvtuneError(f"term {number} of the journal does not say what it saw. Restore it from a copy.")
             found = [(term, seen[:count] if term == last else seen) for term, seen in found if term <= last]
         if events:
             found.append((number, events))

@@ -29,6 +29,17 @@ def csv_cell(text: str) -> str:
     return text
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, as a part of a sentence: its first line, its class if it says nothing."""
+    said = str(error).strip()
+    return shortened(said.splitlines()[0] if said else type(error).__name__, 300)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """The text in one line, cut off behind `most` letters."""
+    return printable(text if len(text) <= most else f"{text[:most]}...")
+
+
 def _escaped(letter: str) -> str:
     code = ord(letter)
     if 0 <= code - _UNDECODED <= 0xFF:

@@ -13,7 +13,7 @@ from pydantic import ValidationError, ValidationInfo, field_validator, model_val
 
 from cvtune.building import built
 from cvtune.epoch import FOLDS, METRICS, OBJECTIVES
-from cvtune.errors import ConfigError, config_error, did_you_mean
+from cvtune.errors import ConfigError, config_error, did_you_mean, short
 from cvtune.fields import Section, describe, field
 from cvtune.objective import AUTO
 from cvtune.recipe import FIELDS, Recipe, Value
@@ -273,10 +273,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """`path=value` from the command line. The value is JSON where it parses (1e-4, true, null, [..]), else text."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ConfigError(f"--set {text!r}: write path=value, for example --set optim.lr=0.001.")
+        raise ConfigError(f"--set {short(text)}: write path=value, for example --set optim.lr=0.001.")
     try:
         return name.strip(), json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # the latter of brackets, a thousand deep
         return name.strip(), {"None": None, "True": True, "False": False}.get(value, value)
 
 
@@ -368,8 +368,7 @@ def read(path: Path) -> Study:
         raise ConfigError(f"{path}: not readable as a study ({error}).") from None
     if not isinstance(content, dict) or not isinstance(content.get("study"), dict):
         raise ConfigError(f"{path}: no study.json of cvtune (the key 'study' is missing, or no object).")
-    if not isinstance(content.get("format", 0), int) or content.get("format", 0) > FORMAT:
-        raise ConfigError(
-            f"{path}: written by a newer cvtune (format {content['format']}, this one reads {FORMAT}). Update cvtune."
-        )
+    form = content.get("format", 0)
+    if not isinstance(form, int) or form > FORMAT:
+        raise ConfigError(f"{path}: written by a newer cvtune (format {short(form)}, {FORMAT} is read). Update cvtune.")
     return make(content["study"])

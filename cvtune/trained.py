@@ -31,6 +31,7 @@ from cvtune.fields import USER_CODE
 from cvtune.kinds import from_json
 from cvtune.models.weights import expect_inputs
 from cvtune.normalize import normalizer_of
+from cvtune.printable import first_line
 from cvtune.recipe import Recipe
 from cvtune.train import Run
 from cvtune.usercode import source_hash
@@ -98,13 +99,24 @@ def read(path: Path) -> About:
         with safe_open(path, "pt") as file:
             content = json.loads((file.metadata() or {}).get(KEY, "null"))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # RuntimeError: there is none
-        raise ConfigError(f"{path} cannot be read as weights ({error}). Copy the file anew.") from None
+        raise ConfigError(f"{path} cannot be read as weights ({first_line(error)}). Copy the file anew.") from None
     if content is None:
         raise ConfigError(f"{path} holds weights, but not what cvtune notes beside them. Give a study's best folder.")
+    try:
+        return _about(path, content)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"{path} was not written by cvtune ({told}). Give a study's best folder.") from None
+
+
+def _about(path: Path, content: dict[str, Any]) -> About:
+    """What a file says of itself; what cvtune has not written makes it raise anything."""
     if content.pop("format") > FORMAT:
         raise ConfigError(f"{path} was written by a newer cvtune. Update cvtune.")
-    recipe, classes = Recipe.model_validate(content["recipe"]), tuple(content["classes"])
-    return About(**content | {"recipe": recipe, "classes": classes})
+    classes = tuple(content["classes"])
+    if not classes or not all(isinstance(name, str) for name in classes):
+        raise TypeError("classes have to be names")
+    return About(**content | {"recipe": Recipe.model_validate(content["recipe"]), "classes": classes})
 
 
 class Kept(NamedTuple):

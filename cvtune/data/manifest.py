@@ -30,8 +30,8 @@ from cvtune.data.assemble import make_listing
 from cvtune.data.folder import PART_FOLDERS
 from cvtune.data.listing import PARTS, Item, Labelled, Labels, Listing, Tags, Task
 from cvtune.data.masks import listed_names, segmented
-from cvtune.errors import DataError
-from cvtune.printable import printable
+from cvtune.errors import DataError, short
+from cvtune.printable import first_line, printable, shortened
 from cvtune.sections import Source
 
 KINDS = ("label", "labels", "mask")
@@ -39,7 +39,6 @@ COLUMNS = ("path", *KINDS, "split", "group", "weight")
 _SOFT = ("label:", "labels:")
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)  # the last: names or texts that are no UTF-8
 _AS = "Write a table with commas as UTF-8, or Parquet."
-_CELL = 80  # letters of a cell that a message shows
 Mask = npt.NDArray[np.bool_]
 Texts = Sequence[str | None]  # the cells of a column; None where they are empty
 
@@ -60,7 +59,7 @@ def read(path: Path, source: Source, cache: Path | None, workers: int) -> Listin
     parts = {part: everything.take(chosen[given[chosen]]) for part, chosen in rows.items() if given[chosen].any()}
     if "train" not in parts:
         raise DataError(f"{path}: no row for training has a label. Fill in column {table.labels_in(kind)}.")
-    others = _shortly(", ".join(table.others))
+    others = shortened(", ".join(table.others))
     notices = [f"Columns that say nothing to us are ignored: {others}."] if others else []
     notices += _repeated(everything.items, path.parent)
     if not given.all():
@@ -100,7 +99,7 @@ class _Table:
         try:
             names, self._read = _csv(path) if path.suffix.lower() == ".csv" else _parquet(path)
         except _UNREADABLE as error:
-            raise DataError(f"{path}: not readable as {path.suffix[1:]} ({_first_line(error)}). {_AS}") from error
+            raise DataError(f"{path}: not readable as {path.suffix[1:]} ({first_line(error)}). {_AS}") from error
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"{path}: has two columns {twice!r}. Keep one.")
@@ -112,7 +111,7 @@ class _Table:
         self.paths = self.column("path")
         if self.paths is None:
             raise DataError(
-                f"{path}: has no column 'path', only {_shortly(', '.join(names))}. Name the column of image files so, "
+                f"{path}: has no column 'path', only {shortened(', '.join(names))}. Name the column of image files so, "
                 "and that of classes 'label', with commas between them."
             )
         self.rows = len(self.paths)
@@ -142,7 +141,7 @@ class _Table:
         try:
             return [cell if cell is None else cell.strip() or None for cell in self._read(name)]
         except _UNREADABLE as error:
-            raise DataError(f"{self.path}: column {name!r} cannot be read ({_first_line(error)}). {_AS}") from error
+            raise DataError(f"{self.path}: column {name!r} cannot be read ({first_line(error)}). {_AS}") from error
 
     def wanted(self, name: str) -> list[str]:
         """The cells of a column that is there, none of which may be empty."""
@@ -160,9 +159,9 @@ class _Table:
                 try:
                     values[row] = float(cell)
                 except ValueError:
-                    raise self.wrong(row, name, f"= {_shortly(cell)!r}", rule) from None
+                    raise self.wrong(row, name, f"= {short(cell)}", rule) from None
                 if not is_valid(float(cell)):
-                    raise self.wrong(row, name, f"= {_shortly(cell)!r}", rule)
+                    raise self.wrong(row, name, f"= {short(cell)}", rule)
         return values
 
     def wrong(self, row: int, name: str, what: str, rule: str) -> DataError:
@@ -244,7 +243,7 @@ def _files(table: _Table, name: str) -> list[Path]:
         if os.path.islink(full):  # noqa: PTH114
             real = os.path.realpath(full)
         if os.path.isabs(file) or not real.startswith(inside) or "\0" in file:  # noqa: PTH117
-            what = f"= {_shortly(text)!r} " + ("has a zero byte" if "\0" in file else f"leaves {root}")
+            what = f"= {short(text)} " + ("has a zero byte" if "\0" in file else f"leaves {root}")
             raise table.wrong(row, name, what, "Paths are relative to the manifest's folder and stay in it.")
         files.append(Path(full))
     return files
@@ -257,7 +256,7 @@ def _parts(table: _Table, split: Texts) -> dict[str, Labels]:
     for row, cell in enumerate(split):
         part = PART_FOLDERS.get((cell or "").lower())
         if part is None:
-            raise table.wrong(row, "split", f"= {_shortly(cell or '')!r}", rule)
+            raise table.wrong(row, "split", f"= {short(cell)}", rule)
         rows.setdefault(part, []).append(row)
     if "train" not in rows:
         raise DataError(f"{table.path}: column 'split' names no row 'train'. {rule}")
@@ -292,11 +291,3 @@ def _repeated(items: Sequence[Item], root: Path) -> list[str]:
         return []
     example = printable(again[0].removeprefix(f"{root}/"))
     return [f"{len(again)} rows name an image that an earlier row has named, for example {example}: keep one of each."]
-
-
-def _first_line(error: Exception) -> str:
-    return _shortly(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-
-
-def _shortly(text: str) -> str:
-    return printable(text if len(text) <= _CELL else f"{text[:_CELL]}...")

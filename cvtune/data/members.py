@@ -19,6 +19,7 @@ from cvtune.data.compact import PackedItems, Texts, place
 from cvtune.data.listing import Labels, Tags
 from cvtune.data.packed import MOST_BYTES, Packing
 from cvtune.errors import DataError
+from cvtune.printable import first_line
 
 _Found = tuple[str, list[int]]  # name as the archive has it, and its row of `PackedItems.places`
 _BLOCK = tarfile.BLOCKSIZE
@@ -66,9 +67,9 @@ def list_members(archive: Path) -> Members:
             names.append(inside)
             numbers.extend(row)
     except (OSError, zipfile.BadZipFile, tarfile.TarError, struct.error, ValueError, NotImplementedError) as error:
-        raise DataError(
-            f"{archive}: not readable as a {archive.suffix[1:].lower()} ({error}). Copy it again, or pack it anew."
-        ) from error
+        kind = archive.suffix[1:].lower()
+        told = f"{archive}: not readable as a {kind} ({first_line(error)}). Copy it again, or pack it anew."
+        raise DataError(told) from error
     places = np.frombuffer(numbers, np.int64).reshape(-1, 6) if numbers else np.zeros((0, 6), np.int64)
     _check(archive, names, places)
     return Members(archive, names, places)

@@ -14,6 +14,7 @@ import numpy as np
 from cvtune.data.arrays import listing_of
 from cvtune.data.listing import PARTS, Listing
 from cvtune.errors import DataError
+from cvtune.printable import first_line
 from cvtune.sections import Source
 
 
@@ -65,6 +66,6 @@ def _arrays(path: Path) -> dict[str, Any]:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path}: not readable as an .npz archive ({error}). Write it with numpy.savez_compressed, "
+            f"{path}: not readable as an .npz archive ({first_line(error)}). Write it with numpy.savez_compressed, "
             "from arrays of numbers and not of Python objects."
         ) from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from cvtune.data.members import Found
 from cvtune.data.packed import MOST_BYTES, Packing
 from cvtune.data.rows import image_column, mask_column
 from cvtune.errors import DataError, did_you_mean
+from cvtune.printable import first_line
 
 _LABELS = ("label", "labels", "class", "cls", "target", "category", "y")  # the first one present counts
 _SPLIT = "split"
@@ -109,14 +111,23 @@ def _items(paths: Sequence[Path], counts: Sequence[int], packing: Packing) -> Pa
     return PackedItems(tuple(paths), Texts.of(str(row) for row in places[:, 1]), places)
 
 
-def _opened(path: Path) -> Any:
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what a torn or damaged file makes pyarrow raise, at any read, into a DataError."""
     import pyarrow as pa
-    from pyarrow import parquet
 
     try:
+        yield
+    except (OSError, pa.ArrowException, ValueError) as error:  # the last: texts that are no UTF-8
+        told = f"{path}: not readable as Parquet ({first_line(error)}). Copy it again, or write it anew."
+        raise DataError(told) from error
+
+
+def _opened(path: Path) -> Any:
+    from pyarrow import parquet
+
+    with _readable(path):
         return parquet.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not readable as Parquet ({error}). Copy it again, or write it anew.") from error
 
 
 def _columns(path: Path) -> _Columns:
@@ -137,11 +148,12 @@ def _columns(path: Path) -> _Columns:
             "of mask files, so."
         )
     wanted = [column for column in (name, _SPLIT) if column in schema.names]
-    table = file.read(columns=wanted)
-    parts = _parts(path, table.column(_SPLIT)) if _SPLIT in wanted else None
-    if name is None:
-        return _Columns(np.zeros(file.metadata.num_rows, np.int64), "mask", parts, None)
-    labels, kind = _labels(path, table.column(name))
+    with _readable(path):
+        table = file.read(columns=wanted)
+        parts = _parts(path, table.column(_SPLIT)) if _SPLIT in wanted else None
+        if name is None:
+            return _Columns(np.zeros(file.metadata.num_rows, np.int64), "mask", parts, None)
+        labels, kind = _labels(path, table.column(name))
     names = _class_names(path, schema.metadata or {}, name) if kind.startswith("number") else None
     return _Columns(labels, kind, parts, names)
 
@@ -204,5 +216,6 @@ def _class_names(path: Path, metadata: Mapping[bytes, bytes], column: str) -> tu
         feature = feature[0] if isinstance(feature, list) and feature else feature.get("feature", feature)  # of a list
         names = feature.get("names")
     except (ValueError, AttributeError) as error:
-        raise DataError(f"{path}: its metadata 'huggingface' is not readable ({error}). Write it anew.") from error
+        told = f"{path}: its metadata 'huggingface' is not readable ({first_line(error)}). Write it anew."
+        raise DataError(told) from error
     return tuple(str(name) for name in names) if isinstance(names, list) else None

@@ -20,6 +20,7 @@ from cvtune.data.members import Found, Members, items_of
 from cvtune.data.packed import Packed
 from cvtune.data.segmentation import MASK_EXTENSIONS
 from cvtune.errors import DataError
+from cvtune.printable import first_line
 
 CLASS_NAMES = ("classes.txt", "classnames.txt")  # beside the shards: one name per line, for labels that are numbers
 _IN_JSON = ("label", "cls", "class", "labels", "classes")  # the first of these keys that a sample's .json has
@@ -156,7 +157,7 @@ def _label(item: Packed) -> int | str | list[int | str] | None:
         text = item.read().decode().strip()
         value = json.loads(text) if item.name.lower().endswith(".json") else text
     except (OSError, ValueError) as error:
-        raise DataError(f"{item}: not readable as a label ({error}). Write it anew.") from error
+        raise DataError(f"{item}: not readable as a label ({first_line(error)}). Write it anew.") from error
     if isinstance(value, dict):
         value = next((value[key] for key in _IN_JSON if key in value), None)
     if isinstance(value, list):
