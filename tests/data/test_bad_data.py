@@ -509,7 +509,7 @@ MANIFESTS: dict[str, tuple[bytes, str]] = {
         "split = 'trian'. Write",
     ),
     "a weight of NaN": (table([(*row, "nan") for row in ROWS], "path,label,weight"), "row 1: weight = 'nan'"),
-    "a weight of 400 digits": (table([(*row, "9" * 400) for row in ROWS], "path,label,weight"), r"9{80}\.\.\.'"),
+    "a weight of 400 digits": (table([(*row, "9" * 400) for row in ROWS], "path,label,weight"), r"'9{60,}\.\.\."),
 }
 
 
