@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, RMSprop
 
 from cvtune.models import Network
 from cvtune.recipe import Recipe, Value
@@ -17,14 +20,26 @@ from cvtune.regularize import number
 
 _TINY = 1e-12  # instead of momentum 0: buffers then exist from the start and momentum can be raised later
 
+
+@functools.cache
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """This optimizer without what keeps torch's compiler out of its methods: that imports the compiler.
+
+    It takes about 2 s and 100 MB in every process that trains, and nothing here compiles an optimizer.
+    """
+    shut_out = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in shut_out}
+    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(plain["step"])})
+
+
 # Adam and AdamW differ only in how they decay, and decay is ours. `Stepper.apply` sets what is set by the recipe.
 OPTIMIZERS: Mapping[str, Callable[[Any], torch.optim.Optimizer]] = types.MappingProxyType(
     {
-        "sgd": lambda groups: torch.optim.SGD(groups, 1.0, momentum=_TINY, nesterov=True, fused=True),
-        "adam": lambda groups: torch.optim.Adam(groups, 1.0, fused=True),
-        "adamw": lambda groups: torch.optim.Adam(groups, 1.0, fused=True),
-        "adagrad": lambda groups: torch.optim.Adagrad(groups, 1.0, foreach=True),
-        "rmsprop": lambda groups: torch.optim.RMSprop(groups, 1.0, momentum=_TINY, foreach=True),
+        "sgd": lambda groups: _uncompiled(SGD)(groups, lr=1.0, momentum=_TINY, nesterov=True, fused=True),
+        "adam": lambda groups: _uncompiled(Adam)(groups, lr=1.0, fused=True),
+        "adamw": lambda groups: _uncompiled(Adam)(groups, lr=1.0, fused=True),
+        "adagrad": lambda groups: _uncompiled(Adagrad)(groups, lr=1.0, foreach=True),
+        "rmsprop": lambda groups: _uncompiled(RMSprop)(groups, lr=1.0, momentum=_TINY, foreach=True),
     }
 )
 

@@ -220,6 +220,20 @@ def test_help_waits_for_neither_numpy_nor_scipy() -> None:
     assert json.loads(done.stdout) == []
 
 
+def test_a_trial_loads_neither_torchs_compiler_nor_scikit_learn() -> None:
+    code = (
+        "import json, sys; from pathlib import Path; from cvtune import Recipe; from cvtune.data import open_dataset; "
+        "from cvtune.sections import Source; from cvtune.train import Run, train; "
+        "small = {'max_epochs': 1, 'model.width': 4, 'data.image_size': 8, 'data.train_fraction': 0.1}; "
+        "recipe = Recipe().replace(small); "
+        "run = Run(recipe, open_dataset(Source(source='digits'), recipe.data, None, None, 1), device='cpu'); "
+        "list(train(run)); run.load_state_dict(run.state_dict()); "
+        "print(json.dumps([m for m in ('torch._dynamo', 'sympy', 'sklearn', 'pandas', 'ray') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == []
+
+
 @each_module
 def test_module_is_short(module: str) -> None:
     lines = len(MODULES[module].read_text().splitlines())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from cvtune.data import Listing, read_source
 from cvtune.errors import ConfigError, DataError
@@ -103,6 +104,13 @@ def test_digits() -> None:
     assert len(listing.classes) == 10
     images = np.stack(list(listing.items()))
     assert (images.dtype, images.shape[1:], images.max()) == (np.uint8, (8, 8), 255)
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    parts, theirs = listed("digits").parts.values(), load_digits()
+    ours = [(image.tobytes(), label) for part in parts for image, label in zip(part.items, part.labels, strict=True)]
+    images = np.round(theirs.images * (255 / 16)).astype(np.uint8)
+    assert sorted(ours) == sorted((image.tobytes(), label) for image, label in zip(images, theirs.target, strict=True))
 
 
 def test_npz(tmp_path: Path) -> None:
