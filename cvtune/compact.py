@@ -47,6 +47,7 @@ class Block:
 
     Attributes:
         objects: the values of a key as Python has them, one for each event; made when first asked for.
+        floats: the numbers of a key, float64 (N,), NaN where an event has null or lacks it; likewise.
         layouts: the keys that an event may have, each a mapping to its place.
         layout: which of them each event has, int32 (N,).
     """
@@ -55,6 +56,7 @@ class Block:
         self._batch = batch
         self._arrays: dict[str, pa.Array] = {}
         self.objects = _Lazy(self._objects)
+        self.floats = _Lazy(self._floats)
         self.layouts = [{name: place for place, name in enumerate(names)} for names in layouts]
         self.layout = np.frombuffer(
             batch.column(LAYOUT).buffers()[1], np.int32, batch.num_rows
@@ -63,6 +65,11 @@ class Block:
     def _objects(self, name: str) -> list[Any]:
         values: list[Any] = self._batch.column(name).to_pylist()
         return values if self.is_plain(name) else [None if text is None else decoded(text) for text in values]
+
+    def _floats(self, name: str) -> np.ndarray:
+        values = self.array(name, pa.float64())
+        missing = np.frombuffer(values.is_null().cast(pa.int8()).buffers()[1], np.int8, len(values)) != 0
+        return np.where(missing, np.nan, np.frombuffer(values.buffers()[1], np.float64, len(values)))
 
     def is_plain(self, name: str) -> bool:
         """Whether a column holds the values themselves, not JSON."""
@@ -120,10 +127,20 @@ class Gathered:
         pieces = [block.array(name, kind).take(pa.array(numbers)) for block, numbers in self._takes]
         return pa.concat_arrays(pieces).take(pa.array(self._order))
 
+    def floats(self, name: str) -> np.ndarray:
+        """The numbers of a key, float64 (N,); NaN where an event has null or lacks it."""
+        return np.concatenate([block.floats[name][numbers] for block, numbers in self._takes])[self._order]
+
     def has(self, name: str) -> pa.Array:
         """Which events have a key."""
         found = [np.array([name in keys for keys in block.layouts])[block.layout[n]] for block, n in self._takes]
         return pa.array(np.concatenate(found)[self._order])
+
+
+def gathered(events: Sequence[Mapping[str, Any]]) -> Gathered | None:
+    """The events by column; None where one of them was not read from a copy, or there is none."""
+    rows = [event for event in events if isinstance(event, Row)]
+    return Gathered(rows) if rows and len(rows) == len(events) else None
 
 
 class Copy(NamedTuple):

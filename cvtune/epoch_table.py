@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvtune.compact import Gathered, Row
+from cvtune.compact import Gathered, gathered
 from cvtune.epoch import METRICS
 from cvtune.event import Event
 from cvtune.history import TrialRecord
@@ -45,7 +45,8 @@ def _own_loop(record: TrialRecord) -> bool:
 
 def _part(study: str, records: Sequence[TrialRecord], schema: pa.Schema) -> pa.RecordBatch:
     events, recipes = [event for record in records for event in record.epochs], _recipes(records, schema)
-    column = _copied(events) if all(isinstance(event, Row) for event in events) else _told(events)
+    rows = gathered(events)
+    column = _told(events) if rows is None else _copied(rows)
     own = _own_loop(records[0])
 
     def made(field: pa.Field) -> pa.Array:
@@ -73,9 +74,8 @@ def _null(name: str, own_loop: bool) -> float | None:
 Columns = Callable[[str, pa.DataType, float | None], pa.Array]  # of a key, as a type, with this for null
 
 
-def _copied(events: Sequence[Event]) -> Columns:
+def _copied(rows: Gathered) -> Columns:
     """Columns of events that were read from copies of the journal by column."""
-    rows = Gathered([event for event in events if isinstance(event, Row)])
 
     def column(name: str, kind: pa.DataType, null: float | None) -> pa.Array:
         values = rows.column(name, kind)

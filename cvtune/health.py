@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cvtune.compact import gathered
 from cvtune.history import TrialRecord
 
 Floats = npt.NDArray[np.float64]
@@ -83,6 +84,7 @@ class Curves:
 
     def __init__(self, reports: Sequence[Mapping[str, Any]]) -> None:
         self._reports, self._columns = reports, dict[str, Floats]()
+        self._copied = gathered(reports)
         recalls = (report.get("val_recall") for report in reports)
         classes = next((len(recall) for recall in recalls if isinstance(recall, list)), 0)
         tags = any(r.get("val_map") is not None for r in reports)
@@ -94,7 +96,10 @@ class Curves:
     def of(self, name: str) -> Floats:
         """A column."""
         if name not in self._columns:
-            self._columns[name] = np.array([report.get(name) for report in self._reports], np.float64)  # None: NaN
+            if self._copied is not None:
+                self._columns[name] = self._copied.floats(name)
+            else:
+                self._columns[name] = np.array([report.get(name) for report in self._reports], np.float64)  # None: NaN
         return self._columns[name]
 
     def last(self, name: str) -> float:
@@ -157,7 +162,8 @@ def verdicts(reports: Sequence[Mapping[str, Any]], whole: bool = True) -> tuple[
             count. Names may be missing, and None stands for a number that is not there or not finite, as in a journal.
         whole: whether it trained to its end. Of one that was stopped early nobody knows what it would have learned.
     """
-    curves = Curves([report for report in reports if report.get("fold") == reports[-1].get("fold")])
+    fold = reports[-1].get("fold") if reports else None
+    curves = Curves([report for report in reports if report.get("fold") == fold])
     broken = curves.broken is not None
     if len(curves) < FEWEST and not broken:
         return ()

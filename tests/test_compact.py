@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -177,9 +178,13 @@ def test_null_is_nan_where_an_event_has_the_key_by_column_as_line_by_line(tmp_pa
     compact.catch_up(_study(tmp_path))
     rows = [event for event in read(tmp_path) if isinstance(event, compact.Row) and event["kind"] == "epoch"]
     rows = rows[::2] + rows[1::2]  # from one copy to the other and back
-    by_column, by_line = _copied(rows), _told_of([Event(dict(row)) for row in rows])
+    gathered = compact.gathered(rows)
+    assert gathered is not None and compact.gathered([*rows, Event({"step": 1})]) is None
+    by_column, by_line = _copied(gathered), _told_of([Event(dict(row)) for row in rows])
     for name, kind in (("loss", pa.float64()), ("absent", pa.float64())):
         for null in (None, math.nan):
             assert repr(by_column(name, kind, null).to_pylist()) == repr(by_line(name, kind, null).to_pylist())
     assert by_column("loss", pa.float64(), math.nan).null_count == 0
+    assert np.array_equal(gathered.floats("loss"), np.array([row.get("loss") for row in rows], float), equal_nan=True)
+    assert np.isnan(gathered.floats("absent")).all()
     assert by_column("yes", pa.bool_(), None).null_count == sum("yes" not in row for row in rows) > 0
