@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cvtune.history import History
 from cvtune.journal import read
 
 MARK = "CVTUNE_TEST_MARK"
+TRAINED = ("trial", "step", "epoch", "train_loss", "val_loss", "val_accuracy", "lr", "dropout")
 INTERRUPTED = {75: ("SIGTERM", "SIGUSR1"), 130: ("SIGINT",)}
 
 
@@ -46,6 +48,17 @@ def check(study: Path, returncode: int | None = None, mark: dict[str, str] | Non
     if mark is not None:
         no_process_is_left(mark)
     return history
+
+
+def trained_the_same(study: Path, whole: Path) -> None:
+    """Every report of a study has the numbers that it has in `whole`, which nothing was done to; on the CPU."""
+    assert rows(study, "epochs", TRAINED) == rows(whole, "epochs", TRAINED)
+
+
+def rows(study: Path, table: str, columns: Sequence[str]) -> list[tuple[object, ...]]:
+    """Columns of one of a study's tables, sorted."""
+    found = pq.read_table(study / "tables" / f"{table}.parquet", columns=list(columns)).to_pylist()
+    return sorted((tuple(row[name] for name in columns) for row in found), key=repr)
 
 
 def no_trial_is_lost_and_no_report_comes_twice(events: list[dict[str, Any]], history: History) -> None:
@@ -95,6 +108,11 @@ def the_tables_tell_what_the_journal_tells(study: Path, history: History) -> Non
     )
     reasons = pq.read_table(study / "tables" / "trials.parquet", columns=["trial", "reason"]).to_pylist()
     assert {r["trial"]: r["reason"] for r in reasons} == {r.trial: r.reason for r in history.trials.values()}
+
+
+def half_written(study: Path) -> bool:
+    """Whether some file is being written in the study now. Not by glob: that raises when a folder goes meanwhile."""
+    return any(name.endswith(".tmp") for _, _, files in os.walk(study) for name in files)
 
 
 def nothing_is_left_behind(study: Path) -> None:

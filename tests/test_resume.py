@@ -8,12 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from cvtune.history import load
 from cvtune.journal import read
-from tests.invariants import check, marked, no_process_is_left
+from tests.invariants import check, half_written, marked, no_process_is_left, rows, trained_the_same
 
 SHORT = ("data.image_size=16", "model.width=4", "augment.flip=none", "data.train_fraction=0.5")
 ONE_AT_A_TIME = ("resources.max_concurrent=1",)  # one order of reports, so that two runs can be compared
@@ -30,7 +29,6 @@ STUDIES["folds"] = (
 STUDIES["long"] = ("scheduler.name=fifo", "max_epochs=14", "budget.trials=1", "noise_seeds=0", "confirm.top=0")
 KILLS = {"asha": 5, "pbt": 2, "folds": 2}
 DECIDED = ["trial", "step", "action", "reason", "donor", "donor_step", "values", "arrival"]
-TRAINED = ["trial", "step", "epoch", "segment", "train_loss", "val_loss", "val_accuracy", "lr", "dropout"]
 ENDED = ["trial", "role", "label", "reason", "searched", "test_accuracy", "test_loss"]
 
 
@@ -56,11 +54,6 @@ def epochs(study: Path) -> int:
     return sum(len(r.epochs) for r in load(study).trials.values()) if (study / "journal").exists() else 0
 
 
-def half_written(study: Path) -> bool:
-    """Whether some file is being written in the study now. Not by glob: that raises when a folder goes meanwhile."""
-    return any(name.endswith(".tmp") for _, _, files in os.walk(study) for name in files)
-
-
 def kill_at(driver: subprocess.Popen[str], study: Path, reports: int, rng: random.Random) -> None:
     """Kill the driver once so many more reports are in: in half of the cases while some file is being written."""
     target, until = epochs(study) + reports, time.monotonic() + 200
@@ -75,13 +68,6 @@ def kill_at(driver: subprocess.Popen[str], study: Path, reports: int, rng: rando
         time.sleep(rng.random() * 0.4)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-
-
-def rows(study: Path, table: str, columns: list[str]) -> list[tuple[object, ...]]:
-    found = [
-        tuple(row.values()) for row in pq.read_table(study / f"tables/{table}.parquet").select(columns).to_pylist()
-    ]
-    return sorted(found, key=repr)
 
 
 def decisions(study: Path) -> list[tuple[object, ...]]:
@@ -106,9 +92,7 @@ def test_a_study_whose_driver_is_killed_again_and_again_is_the_same_study(tmp_pa
     assert decisions(whole), "nothing was decided, so nothing was tested"
     ended = rows(study, "trials", ENDED)
     assert ended == rows(whole, "trials", ENDED)
-    mine, theirs = rows(study, "epochs", TRAINED), rows(whole, "epochs", TRAINED)
-    without_segment = [[v for c, v in zip(TRAINED, row, strict=True) if c != "segment"] for row in mine]
-    assert without_segment == [[v for c, v in zip(TRAINED, row, strict=True) if c != "segment"] for row in theirs]
+    trained_the_same(study, whole)
 
 
 @pytest.mark.slow

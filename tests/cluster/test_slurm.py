@@ -20,7 +20,7 @@ import pytest
 
 from cvtune import journal
 from tests.invariants import check
-from tests.rig.slurm import NODES, Rig, address, missing
+from tests.rig.slurm import NETWORK, NODES, Rig, missing
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,8 +182,8 @@ def strangers_are_refused(rig: Rig, jobs: Jobs, *pair: str) -> None:
     accepted = [0, 0]
     for port, owner in ports.items():
         for token in (None, "0" * 64):
-            assert answers(address("n1"), port, token, (*HARMLESS, PULL)) == REFUSED, owner
-        own = [answers(address("n1"), port, token, HARMLESS) - REFUSED != set() for token in tokens]
+            assert answers(NETWORK.address("n1"), port, token, (*HARMLESS, PULL)) == REFUSED, owner
+        own = [answers(NETWORK.address("n1"), port, token, HARMLESS) - REFUSED != set() for token in tokens]
         assert own != [True, True]
         accepted = [so_far + one for so_far, one in zip(accepted, own, strict=True)]
     assert min(accepted) >= 4  # the head or raylet, its agent, trials: what answers to one token not to the other

@@ -16,16 +16,19 @@ import platform
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.rig.hosts import Hosts, do
+
 NODES = ("n1", "n2", "n3")
 CPUS, MEMORY_MB = 4, 6000  # of each node, as Slurm believes
 NEEDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
-BRIDGE, NET = "cvtrig", "10.77.3"
+NETWORK = Hosts("cvtrig", "10.77.3", NODES)
 
 CONF = """
 ClusterName=rig
@@ -93,12 +96,9 @@ class Rig:
         self.root.chmod(0o755)
         self._write_files()
         self._start_munge()
-        _do("ip", "link", "add", BRIDGE, "type", "bridge")
-        _do("ip", "addr", "add", f"{NET}.1/24", "dev", BRIDGE)
-        _do("ip", "link", "set", BRIDGE, "up")
+        NETWORK.up()
         subprocess.run(["slurmctld", "-c"], env=self.environment, check=True)
         for node in NODES:
-            self._add_network(node)
             self.start_daemon(node)
         self.wait_idle()
 
@@ -109,21 +109,15 @@ class Rig:
         """End the daemons and what they started, by process id; take the networks away."""
         for job in self.run("squeue", "--noheader", "--format=%A", check=False).split():
             self.run("scancel", "--signal=KILL", "--full", job, check=False)
-        for node in NODES:
-            self.kill_node(node)
+        NETWORK.down()
         for name in ("slurmctld.pid", "munge/pid"):
             self._kill_pidfile(self.root / name)
-        for node in NODES:
-            _do("ip", "link", "del", _cable(node), check=False)  # else it lives on until the last process is gone
-            _do("ip", "netns", "del", node_space(node), check=False)
-        _do("ip", "link", "del", BRIDGE, check=False)
 
     def start_daemon(self, node: str) -> None:
         local = f"mount --bind {self.root}/{node}.tmp {self.root}/local"
         inside = f"hostname {node} && {local} && exec slurmd -N {node}"
-        space = f"--net=/var/run/netns/{node_space(node)}"  # not `ip netns exec`, which hides the cgroup mount
         own = ["unshare", "--uts", "--mount", "sh", "-c", inside]
-        subprocess.run(["nsenter", space, *own], env=self.environment, check=True)
+        subprocess.run(NETWORK.inside(node, *own), env=self.environment, check=True)
 
     def mount(self, node: str, source: Path, target: Path) -> None:
         """Show another folder in place of `target` on one node."""
@@ -133,7 +127,7 @@ class Rig:
         self._in_mounts(node, "umount", str(target))
 
     def _in_mounts(self, node: str, *command: str) -> None:
-        _do("nsenter", f"--mount=/proc/{(self.root / f'{node}.pid').read_text().strip()}/ns/mnt", *command)
+        do("nsenter", f"--mount=/proc/{(self.root / f'{node}.pid').read_text().strip()}/ns/mnt", *command)
 
     def reach_time_limit(self, job: str) -> None:
         """Move a job's time limit close until it was queued again; its signal comes with Slurm's next look at it."""
@@ -155,9 +149,7 @@ class Rig:
 
     def kill_node(self, node: str) -> None:
         """As if its power failed: every process in its network ends at once, its daemon included."""
-        for pid in _do("ip", "netns", "pids", node_space(node), check=False).split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), 9)
+        NETWORK.signal(node, signal.SIGKILL)
 
     def boot(self, node: str) -> None:
         """Power is back after `kill_node`: the node answers, and its own disk is empty as a node-local one is."""
@@ -166,14 +158,14 @@ class Rig:
         self.start_daemon(node)
 
     def cut(self, node: str) -> None:
-        _do("ip", "link", "set", _cable(node), "down")
+        NETWORK.cut(node)
 
     def heal(self, node: str) -> None:
-        _do("ip", "link", "set", _cable(node), "up")
+        NETWORK.heal(node)
 
     def on_node(self, node: str, *command: str, check: bool = True) -> str:
         """Run a command in the network of a node."""
-        return _do("nsenter", f"--net=/var/run/netns/{node_space(node)}", *command, check=check)
+        return do(*NETWORK.inside(node, *command), check=check)
 
     def run(self, *command: str, check: bool = True, environment: Mapping[str, str] | None = None) -> str:
         """Run one of Slurm's commands against this cluster and return what it printed."""
@@ -219,10 +211,10 @@ class Rig:
 
     def _write_files(self) -> None:
         nodes = [
-            f"NodeName={name} NodeAddr={address(name)} CPUs={CPUS} RealMemory={MEMORY_MB} State=UNKNOWN"
+            f"NodeName={name} NodeAddr={NETWORK.address(name)} CPUs={CPUS} RealMemory={MEMORY_MB} State=UNKNOWN"
             for name in NODES
         ]
-        conf = CONF.format(root=self.root, host=platform.node(), net=NET, nodes="\n".join(nodes))
+        conf = CONF.format(root=self.root, host=platform.node(), net=NETWORK.net, nodes="\n".join(nodes))
         (self.root / "slurm.conf").write_text(conf)
         (self.root / "task_prolog").write_text(TASK_PROLOG.format(root=self.root))
         (self.root / "task_prolog").chmod(0o755)
@@ -247,39 +239,9 @@ class Rig:
         options += [f"--log-file={folder}/log", f"--seed-file={folder}/seed"]
         subprocess.run(["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged", *options], check=True)
 
-    def _add_network(self, node: str) -> None:
-        space, cable = node_space(node), _cable(node)
-        _do("ip", "netns", "add", space)
-        _do("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
-        _do("ip", "link", "set", cable, "master", BRIDGE, "up")
-        _do("ip", "-n", space, "link", "set", "lo", "up")
-        _do("ip", "-n", space, "addr", "add", f"{address(node)}/24", "dev", "eth0")
-        _do("ip", "-n", space, "link", "set", "eth0", "up")
-
     def _kill_pidfile(self, file: Path) -> None:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(file.read_text()), 9)
-
-
-def address(node: str) -> str:
-    return f"{NET}.{10 + NODES.index(node) + 1}"
-
-
-def node_space(node: str) -> str:
-    """The name of a node's network namespace."""
-    return f"{BRIDGE}-{node}"
-
-
-def _cable(node: str) -> str:
-    """The end of a node's cable that is in the switch."""
-    return f"{BRIDGE}-{node}"
-
-
-def _do(*command: str, check: bool = True) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
-    return done.stdout
 
 
 if __name__ == "__main__":
