@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cvtune.errors import CvtuneError, OwnedError
+from cvtune.errors import CvtuneError, OwnedError, short
 from cvtune.event import FORMAT, Event, parse
 
 COMMIT_S = 1.0
@@ -192,5 +192,7 @@ def _events(lines: Iterable[bytes], path: Path, before: int = 0) -> Iterator[Eve
             damaged = number  # the last line is torn where its writer was killed
             continue
         if event["v"] != FORMAT:
-            raise CvtuneError(f"{path}: written by another cvtune (format {event['v']}, this one reads {FORMAT}).")
+            raise CvtuneError(
+                f"{path}: written by another cvtune (format {short(event['v'])}, this one reads {FORMAT})."
+            )
         yield event

@@ -77,7 +77,7 @@ class Study(Section):
     def _plain_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
             raise ConfigError(
-                f"name = {value!r}: the name becomes a folder. Use letters, digits, '.', '_' and '-', at most 100."
+                f"name = {short(value)}: the name becomes a folder. Use letters, digits, '.', '_' and '-', at most 100."
             )
         return value
 

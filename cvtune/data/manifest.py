@@ -233,7 +233,10 @@ def _files(table: _Table, name: str) -> list[Path]:
     inside = os.path.join(os.path.realpath(root), "")  # noqa: PTH118
     real_folders: dict[str, str] = {}  # many images share a folder: resolve each once
     files = []
+    rule = "Paths are relative to the manifest's folder and stay in it."
     for row, text in enumerate(table.wanted(name)):
+        if "\0" in text:
+            raise table.wrong(row, name, f"= {short(text)} has a zero byte", rule)
         file = os.path.normpath(text)
         full = os.path.join(root, file)  # noqa: PTH118 (a million of these; pathlib takes several times as long)
         folder, base = os.path.split(full)
@@ -242,9 +245,8 @@ def _files(table: _Table, name: str) -> list[Path]:
         real = os.path.join(real_folders[folder], base)  # noqa: PTH118
         if os.path.islink(full):  # noqa: PTH114
             real = os.path.realpath(full)
-        if os.path.isabs(file) or not real.startswith(inside) or "\0" in file:  # noqa: PTH117
-            what = f"= {short(text)} " + ("has a zero byte" if "\0" in file else f"leaves {root}")
-            raise table.wrong(row, name, what, "Paths are relative to the manifest's folder and stay in it.")
+        if os.path.isabs(file) or not real.startswith(inside):  # noqa: PTH117
+            raise table.wrong(row, name, f"= {short(text)} leaves {root}", rule)
         files.append(Path(full))
     return files
 

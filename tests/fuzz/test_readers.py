@@ -45,6 +45,7 @@ from tests.report.made import write_study
 
 BOUND_S = 30  # for one input, of kilobytes: far beyond what any takes, so that what hangs is told
 MOST_MB = 400
+AS_GIVEN = 30_000  # letters of an error that quotes the name or value that was given, which has up to 10,000 here
 PIXELS = 2_000_000  # an image may have so many here, that drawing many is quick
 
 
@@ -279,7 +280,7 @@ def study_json() -> Any:
 @given(altered(study_json()))
 def test_a_study_of_any_values(place: Path, tree: Any) -> None:
     (place / "study.json").write_text(json.dumps(tree))
-    with sound():
+    with sound(most=AS_GIVEN):
         again = study.read(place / "study.json")
         assert study.make(again.model_dump(mode="json")) == again
 
@@ -301,7 +302,7 @@ TEXTS = st.one_of(
 
 @given(st.one_of(st.sampled_from(sorted(FIELDS)), st.text(max_size=20)), TEXTS)
 def test_settings(name: str, value: str) -> None:
-    with sound(most=20_000):  # a name is told as it was given
+    with sound(most=AS_GIVEN):
         path, parsed = study.parse_assignment(f"{name}={value}")
         study.for_data("digits").set({path: parsed})
 
@@ -356,17 +357,21 @@ def test_a_journal_of_any_bytes(place: Path, made: tuple[str, bytes], name: str)
         replayed(folder)
 
 
+@pytest.fixture(scope="module")
+def told(made: Path) -> list[dict[str, Any]]:
+    """What the lines of that journal say."""
+    return [dict(event) for event in journal.read(made)]
+
+
 @given(st.data())
-def test_copies_of_a_journal(made: Path, data: st.DataObject) -> None:
-    """Of any bytes: whatever a copy holds, the events are those of the lines, or it is said that something is wrong."""
-    wanted = [dict(event) for event in journal.read(made)]
+def test_copies_of_a_journal(made: Path, told: list[dict[str, Any]], data: st.DataObject) -> None:
+    """Whatever bytes a copy holds, the events are those of the lines."""
     path = data.draw(st.sampled_from(sorted((made / "journal").glob("*.arrow"))))
     before = path.read_bytes()
     try:
         path.write_bytes(data.draw(spoiled({"x": before}))[1])
         with sound():
-            told = [dict(event) for event in journal.read(made)]
-            assert len(told) == len(wanted)
+            assert [dict(event) for event in journal.read(made)] == told
     finally:
         path.write_bytes(before)
 
