@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import os
 import pickle
@@ -14,15 +15,18 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 import torch
 from packaging.requirements import Requirement
 
-from cvtune import checkpoint, journal, study, trained
+from cvtune import best, checkpoint, exports, journal, study, trained
 from cvtune.durable import write_whole
 from cvtune.errors import ConfigError, CvtuneError
 from cvtune.event import Event
 from cvtune.history import History
+from cvtune.report import curves, page
 from tests.test_architecture import each_module, tree
 
 # Calls that run what they read. Those that are safe with an argument are given with it.
@@ -236,3 +240,47 @@ def test_no_dependency_binds_who_uses_us() -> None:
         told = licence(name)
         known = any(re.fullmatch(pattern, name) for pattern in NAMED)
         assert known or (FREE.search(told) and not BINDING.search(told)), f"{name}: {told!r}"
+
+
+# --- what names of others do in what is written
+
+HOSTILE = "</script><script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
+FORMULAS = ("=cmd|' /C calc'!A0", "+1-2", "-2+3", "@SUM(1)", "\t=1", "\r=1", " =1")
+
+
+def test_no_cell_of_a_csv_file_is_a_formula(tmp_path: Path) -> None:
+    """Names of classes in `best/`, messages in what `cvtune export` writes; numbers stay numbers."""
+    best._write_csv(tmp_path / "best.csv", ["class", *FORMULAS], [[name, -1.5] for name in FORMULAS])
+    texts = exports._texts(pa.table({"text": [*FORMULAS, None, "-1.5"], "number": [-1.5] * (len(FORMULAS) + 2)}))
+    pa.csv.write_csv(texts, tmp_path / "exported.csv")
+    for name in ("best.csv", "exported.csv"):
+        with (tmp_path / name).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        cells = [cell for row in rows for cell in row]
+        assert {f"'{formula}" for formula in FORMULAS} <= set(cells) and "-1.5" in cells
+        assert not [cell for cell in cells if cell.strip()[:1] in ("=", "+", "@") or cell.strip()[:2] in ("-r", "-2")]
+
+
+def test_no_name_becomes_a_part_of_a_page(tmp_path: Path) -> None:
+    """Of the plots that are pages by themselves; at the report and `compare` a browser looks (report/test_page.py)."""
+    values = {"optim.schedule": HOSTILE, HOSTILE: 0.5}
+    entry = {"epoch": 1, "trial": HOSTILE, "step": 1, "values": values}
+    told = {"format": 1, "study": HOSTILE, "trial": HOSTILE, "objective": HOSTILE, "score": 0.5}
+    curves.write_html(curves.schedule_figure({**told, "epochs": [entry, {**entry, "epoch": 2}]}), tmp_path / "a.html")
+    points = [(0.1, 0.2, 0.5, 3, HOSTILE), (0.2, 0.3, 0.6, 9, "00001")]
+    curves.write_html(curves.points_figure(points, (HOSTILE, "optim.lr"), HOSTILE), tmp_path / "b.html")
+    for name in ("a.html", "b.html"):
+        page = (tmp_path / name).read_text()
+        assert "document.title" in page and "</script><script>document" not in page and "<img src=x" not in page
+
+
+def test_every_page_of_a_template_escapes_what_it_is_given() -> None:
+    """Autoescape is on, and what is taken for markup already is our own: style, script, pictures, escaped JSON."""
+    for path in sorted(Path(page.__file__).parent.glob("*.html")):
+        assert "|safe" not in path.read_text().replace(" ", "") and "autoescape" not in path.read_text()
+    marked = [
+        ast.unparse(n)
+        for n in ast.walk(tree("report.page"))
+        if isinstance(n, ast.Call) and "Markup" in ast.unparse(n.func)
+    ]
+    assert len(marked) == 5 and "autoescape=True" in ast.unparse(tree("report.page"))

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "cluster" / "ray-job.sh")
 RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = "0123456789abcdef" * 3
+ODD = "$(touch ran) `touch ran`;touch ran & 'x' \"y\""  # the folder of the cache: Ray hands the command to a shell
 MEMORY = 5_000_000_000  # bytes, of the head node: no other Ray says this number
 WORKFLOW = """
 from cvtune import Recipe, Source, Study, Uniform, space
@@ -66,7 +67,8 @@ class Cluster:
 
     def submit(self, log: str, *settings: str) -> Submission:
         """Run the script in the working directory, as a person would."""
-        line = ["bash", SCRIPT, "workflow.py", "--storage", str(self.work.parent / "studies"), *settings]
+        line = ["bash", SCRIPT, "workflow.py", "--storage", str(self.work.parent / "studies")]
+        line += ["--cache", str(self.work.parent / ODD), *settings]
         with (self.work.parent / log).open("wb") as out:
             process = subprocess.Popen(line, stdout=out, stderr=out, cwd=self.work, env=self.environment)
         return Submission(process, Path(out.name))
@@ -162,6 +164,8 @@ def test_the_job_runs_on_the_cluster_with_its_token_and_its_neighbors(story: Sto
     nodes = json.loads((story.folder / "study.json").read_text())["provenance"]["nodes"]
     assert [node["memory"] for node in nodes] == [MEMORY]
     assert TOKEN not in story.first + story.second + story.third
+    home = story.folder.parents[1]
+    assert (home / ODD).is_dir() and not list(home.rglob("ran"))
 
 
 @pytest.mark.long

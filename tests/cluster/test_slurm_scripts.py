@@ -157,6 +157,19 @@ def test_an_element_of_an_array_runs_its_line(stand: Stand) -> None:
     assert code == 2 and "studies.txt has no line 3" in output
 
 
+def test_no_argument_is_run_as_a_command(stand: Stand) -> None:
+    """Files and settings reach cvtune as they are. An array's line is split as a shell does, and no further."""
+    odd = ("$(touch ran)", "`touch ran`", "a;touch ran", "| touch ran", "-rf", "'", '"', "*", "a\nb")
+    code, output = stand.run("slurm-one-node.sbatch", "w.py", "--set", *odd)
+    assert code == 0, output
+    assert f"cvtune@n1: run w.py --set {' '.join(odd)}\n" in stand.calls()
+    (stand.folder / "studies.txt").write_text("one.py '$(touch ran)' `touch\\ ran` '|touch ran'\n")
+    code, output = stand.run("slurm-array.sbatch", "studies.txt", SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="70")
+    assert code == 0, output
+    assert "cvtune@n1: run one.py $(touch ran) `touch ran` |touch ran\n" in stand.calls()
+    assert not list(stand.folder.rglob("ran")) and not Path("ran").exists()
+
+
 @pytest.mark.parametrize("script", ["slurm.sbatch", "slurm-one-node.sbatch"])
 def test_only_the_time_limit_queues_a_job_again(stand: Stand, script: str) -> None:
     code, output = stand.run(script, "w.py", send=signal.SIGUSR1, FAKE_TENTHS="100")
