@@ -10,6 +10,8 @@ import os
 # Read when Ray is imported, by whomever. Under `uv run` Ray would start every worker through uv and upload the
 # working directory.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+# Read when albumentations is imported, which a user's own code may do: else it asks the network for updates.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from cvtune.epoch import Epoch
 from cvtune.loops import BATCHES, Report, loop, report_epoch

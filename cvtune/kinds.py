@@ -41,6 +41,20 @@ class Kind:
 PHOTO = Kind()
 
 
+@dataclass(frozen=True)
+class Takes:
+    """The images that something can be done to: their types, and their numbers of channels (empty: any)."""
+
+    dtypes: tuple[str, ...] = DTYPES
+    channels: tuple[int, ...] = ()
+
+    def __contains__(self, kind: Kind) -> bool:
+        return kind.dtype in self.dtypes and (not self.channels or kind.channels in self.channels)
+
+
+ANY_IMAGE, ONLY_PHOTOS = Takes(), Takes(("uint8",), (3,))
+
+
 def kind_of(image: npt.NDArray[Any]) -> Kind:
     """The kind of an image (H, W, C)."""
     return Kind(image.dtype.name, image.shape[2])

@@ -7,6 +7,7 @@ Geometry takes images of any kind; which kinds the others take stands in the tab
 from __future__ import annotations
 
 import math
+from functools import cache
 from random import Random
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cvtune.kinds import Values
+from cvtune.kinds import PHOTO, Values
 
 Image = npt.NDArray[Any]  # uint8, uint16 or float32 (H, W, C); Any, as OpenCV's own types know no better
 Mask = npt.NDArray[Any]  # uint8 (H, W), classes by number
@@ -70,14 +71,14 @@ def ramp(strength: float, full: float = 1.0) -> float:
 
 
 class View(NamedTuple):
-    """The crop window of `to_square` with `area` of its size, moved and deformed; all but `area` lie in [-1, 1]."""
+    """The crop window of `to_square` with `area` of its size, moved and deformed; numbers but `area` lie in [-1, 1]."""
 
-    area: float
-    stretch: float
-    turn: float
-    shear: float
-    right: float
-    down: float
+    area: float = 1.0
+    stretch: float = 0.0
+    turn: float = 0.0
+    shear: float = 0.0
+    right: float = 0.0
+    down: float = 0.0
 
 
 def draw_view(random: Random, strength: float) -> View | None:
@@ -90,27 +91,38 @@ def draw_view(random: Random, strength: float) -> View | None:
     return None if applied >= ramp(strength) else View(1 - 0.75 * strength * shrink, *spread)
 
 
-def change_view(image: Image, view: View | None, size: int, fit: str, nearest: bool = False) -> Image:
+def change_view(
+    image: Image,
+    view: View | None,
+    size: int,
+    fit: str,
+    mirror: tuple[bool, bool] = (False, False),
+    nearest: bool = False,
+) -> Image:
     """What stands in a view: (H, W, C) -> (size, size, C), or a mask (H, W) -> (size, size); see `to_square`.
 
-    What lies outside the image is its reflection, in the mask as in the image.
+    `mirror` then swaps left and right, top and bottom. What lies outside the image is its reflection, in the mask as in
+    the image.
     """
     if view is None:
-        return to_square(image, size, fit, nearest)
+        return _mirrored(to_square(image, size, fit, nearest), mirror)
     width, height, left, top = frame(image, size, fit)
     ratio, side = (4 / 3) ** (view.stretch / 2), math.sqrt(view.area)
-    w, scale_x, x = _axis(image.shape[1], width, left, size, ratio / side, view.right, nearest)
-    h, scale_y, y = _axis(image.shape[0], height, top, size, 1 / (ratio * side), view.down, nearest)
-    turn, shear = view.turn * math.pi / 6, view.shear * math.pi / 18
-    cos, sin, slant = math.cos(turn), math.sin(turn), math.tan(shear)
-    xx, xy = scale_x * cos, scale_x * (cos * slant - sin)
-    yx, yy = scale_y * sin, scale_y * (sin * slant + cos)
-    middle = (size - 1) / 2
-    matrix = np.array([[xx, xy, x - (xx + xy) * middle], [yx, yy, y - (yx + yy) * middle]])
-    # Area averaging first, down to the scale of the result, because the linear interpolation of a warp would alias
-    flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
-    made = cv2.warpAffine(_resize(image, w, h), matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
-    return _like(image, made)
+    across = _axis(image.shape[1], width, left, size, ratio / side, view.right)
+    along = _axis(image.shape[0], height, top, size, 1 / (ratio * side), view.down)
+    matrix = _to_image(view, across, along, size, mirror)
+    if nearest:
+        flags, seen = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, image
+    else:
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        seen = _softened(_cut(image, matrix, size), across.scale, along.scale, matrix)
+    return _like(image, cv2.warpAffine(seen, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT))
+
+
+def _mirrored(image: Image, mirror: tuple[bool, bool]) -> Image:
+    if not any(mirror):
+        return image
+    return _like(image, cv2.flip(image, -1 if all(mirror) else int(mirror[0])))
 
 
 def _like(image: Image, made: Image) -> Image:
@@ -118,18 +130,72 @@ def _like(image: Image, made: Image) -> Image:
     return made if made.ndim == image.ndim else made[..., None]
 
 
-def _axis(
-    length: int, full: int, start: int, size: int, zoom: float, shift: float, whole: bool
-) -> tuple[int, float, float]:
-    """One axis of a warp: px to shrink the image to, px of that per px of the result, px at the center of the window.
+class _Axis(NamedTuple):
+    """One axis of a warp: px of the image per px of the result, and the one at the center of the window."""
 
-    The window may move by `shift` in [-1, 1] of what keeps it inside the image, plus 10 % of the result. A `whole`
-    image is not shrunk.
-    """
-    grow = full / length * zoom
-    small = length if whole else max(1, round(length * min(1.0, grow)))
+    scale: float
+    center: float
+
+
+def _axis(length: int, full: int, start: int, size: int, zoom: float, shift: float) -> _Axis:
+    """The window may move by `shift` in [-1, 1] of what keeps it inside the image, plus 10 % of the result."""
     reach = max(0.0, full - size / zoom) / 2 + 0.1 * size
-    return small, small / (length * grow), small * (start + size / 2 + shift * reach) / full - 0.5
+    return _Axis(length / (full * zoom), length * (start + size / 2 + shift * reach) / full - 0.5)
+
+
+def _to_image(view: View, across: _Axis, along: _Axis, size: int, mirror: tuple[bool, bool]) -> npt.NDArray[np.float64]:
+    """The map of px of the result to px of the image, (2, 3)."""
+    turn, shear = view.turn * math.pi / 6, view.shear * math.pi / 18
+    cos, sin, slant = math.cos(turn), math.sin(turn), math.tan(shear)
+    right, down = (-1 if swapped else 1 for swapped in mirror)
+    xx, xy = right * across.scale * cos, down * across.scale * (cos * slant - sin)
+    yx, yy = right * along.scale * sin, down * along.scale * (sin * slant + cos)
+    middle = (size - 1) / 2
+    return np.array([[xx, xy, across.center - (xx + xy) * middle], [yx, yy, along.center - (yx + yy) * middle]])
+
+
+def _cut(image: Image, matrix: npt.NDArray[np.float64], size: int) -> Image:
+    """The part of the image that a warp sees, reflections included; `matrix` becomes the map to that part."""
+    slices = []
+    for axis, length in ((1, image.shape[0]), (0, image.shape[1])):
+        a, b, c = matrix[axis]
+        ends = ((size - 1) * min(a, 0.0) + (size - 1) * min(b, 0.0) + c, (size - 1) * (max(a, 0.0) + max(b, 0.0)) + c)
+        low, high = math.floor(ends[0]) - 2, math.ceil(ends[1]) + 3  # a margin for the filter and the interpolation
+        low, high = max(0, min(low, 2 * length - high)), min(length, max(high, -low))
+        matrix[axis, 2] -= low
+        slices.append(slice(low, high))
+    return image[slices[0], slices[1]]
+
+
+MOST_SOFTENED = 1.7
+
+
+def _softened(image: Image, across: float, along: float, matrix: npt.NDArray[np.float64]) -> Image:
+    """An image without what a warp to a coarser grid would alias, which interpolates between neighbors alone.
+
+    Averaging over the area of a new pixel, `scale` px wide, and interpolating between such means adds a variance of
+    (scale ** 2 - 1) / 4 px to that of interpolation alone: a filter of three weights adds the same. Beyond what three
+    weights can do, the image is shrunk, and `matrix` becomes the map to what is left of it.
+    """
+    if max(across, along) > MOST_SOFTENED:
+        height, width = image.shape[:2]
+        w, h = (max(1, round(length / max(1.0, scale))) for length, scale in ((width, across), (height, along)))
+        for axis, new, old in ((0, w, width), (1, h, height)):
+            matrix[axis] *= new / old
+            matrix[axis, 2] += (new / old - 1) / 2
+        return _resize(image, w, h)
+    sigmas = [_sigma(scale) for scale in (across, along)]
+    if not any(sigmas):
+        return image
+    kernel = tuple(3 if sigma else 1 for sigma in sigmas)
+    x, y = (sigma or 1.0 for sigma in sigmas)
+    return _like(image, cv2.GaussianBlur(image, kernel, x, sigmaY=y, borderType=cv2.BORDER_REFLECT))
+
+
+def _sigma(scale: float) -> float:
+    """What OpenCV has to be told for three weights with the variance that a warp by `scale` needs; 0: none."""
+    variance = (scale * scale - 1) / 4
+    return 0.0 if variance < 1e-3 else math.sqrt(-0.5 / math.log(variance / (2 - 2 * variance)))
 
 
 _GRAY = np.full((3, 3), 1 / 3)
@@ -195,9 +261,38 @@ def change_by_blur(image: Image, random: Random, most: float) -> Image:
 
 def change_by_noise(image: Image, random: Random, values: Values, most: float) -> Image:
     """Gaussian noise of a standard deviation up to `most` of the span of each channel; of any kind, (H, W, C)."""
-    std = most * random.random() * np.subtract(values.high, values.low).astype(np.float32)
+    share = most * random.random()
+    if values.kind == PHOTO:
+        return _grained(image, 255 * share, random)
+    std = share * np.subtract(values.high, values.low).astype(np.float32)
     generator = np.random.default_rng(random.getrandbits(64))
     return _typed(image + std * generator.standard_normal(image.shape, np.float32), image)
+
+
+def _grained(photo: Image, std: float, random: Random) -> Image:
+    """Noise that starts anywhere in a store of normal numbers: drawing new ones takes ten times longer."""
+    store = _normals(max(2**20, 2 * photo.size))
+    start = random.randrange(len(store) - photo.size)
+    grain = store[start : start + photo.size].reshape(photo.shape)
+    return cv2.addWeighted(photo, 1.0, grain, std / _DEVIATION, -_MIDDLE * std / _DEVIATION)
+
+
+_MIDDLE, _DEVIATION = 128, 32  # of the store, so that four standard deviations fit
+
+
+@cache
+def _normals(count: int) -> npt.NDArray[np.uint8]:
+    numbers = np.random.default_rng(0).standard_normal(count, np.float32)
+    return np.rint(_MIDDLE + _DEVIATION * numbers).clip(0, 255).astype(np.uint8)
+
+
+def change_by_jpeg(image: Image, random: Random, worst: int) -> Image:
+    """What JPEG of a quality from `worst` to 100 leaves; uint8 (H, W, 3)."""
+    quality = random.randint(worst, 100)
+    packed = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+    made = cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)
+    assert made is not None  # which OpenCV gives for broken files
+    return made
 
 
 def change_by_patches(image: Image, random: Random, values: Values, sides: tuple[float, float]) -> Image:

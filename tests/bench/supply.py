@@ -52,6 +52,7 @@ def ours(data: Path, size: int, images: int, policy: str, cache: Path) -> float:
     import torch
 
     from cvtune import Recipe
+    from cvtune.actor import keep_memory
     from cvtune.augment import Pipeline
     from cvtune.data import open_dataset
     from cvtune.data.loader import Loader
@@ -64,7 +65,8 @@ def ours(data: Path, size: int, images: int, policy: str, cache: Path) -> float:
     make = Pipeline(recipe.augment, size, "squash")
     order = np.random.default_rng(0).permutation(len(photos.train.labels))
     batches = Loader(photos.train, workers=0, pin=False).batches(order, BATCH, make, 0)
-    normalized = normalizer_of(photos, recipe, torch.device("cpu"))
+    keep_memory()  # and the layout below: as in a trial
+    normalized = normalizer_of(photos, recipe, torch.device("cpu"), torch.channels_last)
     next(batches)
     return _timed(lambda: normalized(next(batches).images), images)
 
