@@ -168,6 +168,7 @@ def _cut(image: Image, matrix: npt.NDArray[np.float64], size: int) -> Image:
 
 
 MOST_SOFTENED = 1.7
+"""Beyond it a filter of three weights would have to weigh the neighbors more than the pixel itself."""
 
 
 def _softened(image: Image, across: float, along: float, matrix: npt.NDArray[np.float64]) -> Image:
