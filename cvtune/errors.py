@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cvtune.printable import printable
+
 
 class CvtuneError(Exception):
     """Base of every error that a user can cause or mend. `exit_code` is what the command line returns."""
@@ -61,11 +63,11 @@ def did_you_mean(name: str, valid: Iterable[str], show: int = 12) -> str:
 def config_error(error: ValidationError, prefix: str = "") -> ConfigError:
     """Retell pydantic's first complaint in our style: the dotted name, the value, the rule, what is valid."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    where = printable(".".join(str(part) for part in first["loc"] if not str(part).startswith("function-")))
     name = ".".join(part for part in (prefix, where) if part)
     if first["type"] == "extra_forbidden":
         return ConfigError(f"{name!r} is not a field here. Remove it or correct its name.")
-    rule = first["msg"].removeprefix("Value error, ")
+    rule = printable(first["msg"].removeprefix("Value error, "))
     value = "" if first["type"] == "missing" else f" = {short(first['input'])}"
     return ConfigError(f"{name or 'value'}{value}: {rule[:1].lower()}{rule[1:].rstrip('.')}.")
 

@@ -16,6 +16,7 @@ from cvtune.epoch import FOLDS, METRICS, OBJECTIVES
 from cvtune.errors import ConfigError, config_error, did_you_mean, short
 from cvtune.fields import Section, describe, field
 from cvtune.objective import AUTO
+from cvtune.printable import first_line
 from cvtune.recipe import FIELDS, Recipe, Value
 from cvtune.schedulers import ASHA, PB2, PBT, Scheduler, folds_refusal
 from cvtune.searchers import Random, Searcher
@@ -267,6 +268,8 @@ def make(tree: Mapping[str, Any]) -> Study:
         return Study.model_validate(dict(tree))
     except ValidationError as error:
         raise config_error(error) from None
+    except TypeError as error:  # a domain that lacks one of its ends
+        raise ConfigError(f"this is no study of cvtune ({first_line(error)}). Correct it, or write it anew.") from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -23,6 +23,10 @@ from cvtune.printable import first_line
 
 _Found = tuple[str, list[int]]  # name as the archive has it, and its row of `PackedItems.places`
 _BLOCK = tarfile.BLOCKSIZE
+_DAMAGED = (  # what torn and hostile archives make the libraries raise
+    *(OSError, zipfile.BadZipFile, tarfile.TarError, struct.error, ValueError, NotImplementedError),
+    *(LookupError, EOFError, OverflowError),
+)
 _PACKINGS = {zipfile.ZIP_STORED: Packing.STORED, zipfile.ZIP_DEFLATED: Packing.DEFLATED}
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
@@ -66,7 +70,7 @@ def list_members(archive: Path) -> Members:
                 continue
             names.append(inside)
             numbers.extend(row)
-    except (OSError, zipfile.BadZipFile, tarfile.TarError, struct.error, ValueError, NotImplementedError) as error:
+    except _DAMAGED as error:
         kind = archive.suffix[1:].lower()
         told = f"{archive}: not readable as a {kind} ({first_line(error)}). Copy it again, or pack it anew."
         raise DataError(told) from error
