@@ -1,15 +1,14 @@
 """Augmented images per CPU-second: ours from the decoded store, beside the textbook's DataLoader, which decodes.
 
-    PYTHONPATH=. python tests/bench/supply.py DATA_DIR --image-size 64 --rounds 3
+    PYTHONPATH=. python tests/bench/supply.py DATA_DIR --image-size 64 --rounds 5
 
-DATA_DIR holds train/<class>/* and val/<class>/*. One process per measurement, without workers on either side, so that
-its CPU time is all there is; in turns. `--enlarge S` first makes JPEGs of S px of them, for sizes that the photos lack.
+DATA_DIR holds train/<class>/* and val/<class>/*. In turns in one process, without workers on either side, so that its
+CPU time is all there is. `--enlarge S` first makes JPEGs of S px of them, for sizes that the photos lack.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -52,7 +51,6 @@ def ours(data: Path, size: int, images: int, policy: str, cache: Path) -> float:
     import torch
 
     from cvtune import Recipe
-    from cvtune.actor import keep_memory
     from cvtune.augment import Pipeline
     from cvtune.data import open_dataset
     from cvtune.data.loader import Loader
@@ -65,8 +63,7 @@ def ours(data: Path, size: int, images: int, policy: str, cache: Path) -> float:
     make = Pipeline(recipe.augment, size, "squash")
     order = np.random.default_rng(0).permutation(len(photos.train.labels))
     batches = Loader(photos.train, workers=0, pin=False).batches(order, BATCH, make, 0)
-    keep_memory()  # and the layout below: as in a trial
-    normalized = normalizer_of(photos, recipe, torch.device("cpu"), torch.channels_last)
+    normalized = normalizer_of(photos, recipe, torch.device("cpu"), torch.channels_last)  # as in a trial
     next(batches)
     return _timed(lambda: normalized(next(batches).images), images)
 
@@ -92,45 +89,41 @@ def enlarge(data: Path, side: int, to: Path) -> None:
 
 
 def one_side(side: str, data: Path, size: int, images: int, cache: Path) -> float:
-    """Images per CPU-second, in this process."""
-    import cv2
-    import torch
-
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+    """Images per CPU-second."""
     policy = "families" if side == "ours, own pipeline" else "python:peer_parts:pipeline"
     took = textbook(data, size, images) if side == "textbook" else ours(data, size, images, policy, cache)
     return images // BATCH * BATCH / took
 
 
 def main() -> None:
+    import cv2
+    import torch
+
+    from cvtune.actor import keep_memory
+
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=640, help="per measurement; fewer than the training images")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=320, help="per measurement; fewer than the training images")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--enlarge", type=int, help="px of the shorter side")
-    parser.add_argument("--side", choices=SIDES, help="measure this one, here")
-    parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
-    if args.side:
-        print(one_side(args.side, args.data, args.image_size, args.images, args.cache))
-        return
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    keep_memory()  # as a trial does
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as name:
         data = args.data
         if args.enlarge:
             data = Path(name) / "photos"
             enlarge(args.data, args.enlarge, data)
-        settings = [f"--image-size={args.image_size}", f"--images={args.images}", f"--cache={name}/cache"]
         for number in range(args.rounds):
             for side in SIDES if number % 2 == 0 else SIDES[::-1]:
-                command = [sys.executable, __file__, str(data), *settings, "--side", side]
-                rates[side].append(float(subprocess.check_output(command, text=True).split()[-1]))
+                rates[side].append(one_side(side, data, args.image_size, args.images, Path(name) / "cache"))
     for side, measured in rates.items():
-        ratio = np.median(measured) / np.median(rates["textbook"])
-        ends = f"{min(measured):.0f} to {max(measured):.0f}"
-        print(f"{side:20}{np.median(measured):8.0f} images per CPU-second ({ends}), {ratio:.2f} x textbook")
+        ratios = np.divide(measured, rates["textbook"])
+        said = f"{np.median(ratios):.2f} x textbook ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{side:20}{np.median(measured):8.0f} images per CPU-second, {said}")
 
 
 if __name__ == "__main__":
