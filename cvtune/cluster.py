@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 # Tune would write three log formats and its own state per trial, which the journal replaces.
@@ -46,6 +48,8 @@ def cluster(niceness: int = 15) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"object_store_memory": 200 * 2**20, "include_dashboard": False, **granted()}
     options = local if address == "local" else {}
+    if options:
+        make_token()
     try:
         os.environ["RAY_worker_niceness"] = str(niceness)  # noqa: SIM112  (as what Ray starts here reads it)
         with withheld():  # the key of W&B: all that Ray starts here would inherit it
@@ -56,6 +60,26 @@ def cluster(niceness: int = 15) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def make_token() -> None:
+    """The token of Ray's that starts here, for its user alone. Ray makes one itself, which others may read (umask 022).
+
+    One that is there is left as it is, and so is what the environment says of a token.
+    """
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if named or os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):  # a home that cannot be written: Ray will say so
+        path.parent.mkdir(exist_ok=True)
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        try:
+            os.link(aside, path)  # whole or not at all, and never over one that is there
+        finally:
+            aside.unlink()
 
 
 def _not_reached(address: str, error: Exception) -> str:

@@ -22,6 +22,7 @@ import torch
 from packaging.requirements import Requirement
 
 from cvtune import best, checkpoint, exports, journal, study, trained
+from cvtune.cluster import make_token
 from cvtune.durable import write_whole
 from cvtune.errors import ConfigError, CvtuneError
 from cvtune.event import Event
@@ -197,6 +198,27 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("open", "private")] == [0o644, 0o600]
+
+
+def test_rays_token_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where cvtune starts Ray: Ray's own would be readable by others under the usual umask."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    before = os.umask(0o022)
+    try:
+        make_token()
+    finally:
+        os.umask(before)
+    path = tmp_path / ".ray" / "auth_token"
+    token = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and len(token) == 64
+    make_token()
+    assert path.read_text() == token and [file.name for file in path.parent.iterdir()] == [path.name]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    path.unlink()
+    make_token()
+    assert not path.exists()
 
 
 # --- licences
