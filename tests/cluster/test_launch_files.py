@@ -182,6 +182,20 @@ def test_the_launcher_brings_token_pins_and_code() -> None:
         subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
+def test_every_path_that_starts_ray_has_a_token_and_no_open_dashboard() -> None:
+    """Each file of cluster/ that starts Ray, or leaves that to `cvtune run`; a new one is looked at too."""
+    assert SPEC["rayClusterSpec"]["authOptions"]["mode"] == "token"
+    starting = [path for path in CLUSTER.iterdir() if re.search(r"\b(ray start|cvtune run)\b", path.read_text())]
+    found = {path.name: path.read_text() for path in starting if path.suffix in (".sbatch", ".yaml", ".sh")}
+    assert {"slurm.sbatch", "slurm-one-node.sbatch", "slurm-array.sbatch", "worker.sbatch", "ray-job.sh"} <= set(found)
+    for name, text in found.items():
+        lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+        assert any(re.search(r"RAY_AUTH_MODE=\S*token|mode: token", line) for line in lines), name
+        for line in lines:
+            if ("--head" in line and "ray start" in line) or "role=(--head" in line:
+                assert "--dashboard-host=127.0.0.1" in line or "--include-dashboard=false" in line, f"{name}: {line}"
+
+
 SCRIPTS = [*CLUSTER.glob("*.sh"), *CLUSTER.glob("*.sbatch"), ROOT / ".ci" / "run"]
 
 
