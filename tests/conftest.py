@@ -67,7 +67,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+LONGEST = ("test_resume", "test_engine", "test_kinds", "test_workflows", "test_offline", "test_ray_job", "test_fetch")
+"""The files that take minutes, the longest of either stage first: one that came last would leave processes idle."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that two processes share them and the quick ones fill what is left."""
+    """The longest files first, then those with slow tests; the quick ones fill what is left."""
+    order = {name: rank for rank, name in enumerate(LONGEST)}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (order.get(item.path.stem, len(order)), item.path not in slow))
