@@ -35,6 +35,7 @@ class Referee(TrialScheduler):
         self._ledger, self._job, self._slots = ledger, job, slots
         self._trials: dict[str, Trial] = {}
         self._cramped: set[str] = set()  # trials that get a larger share of a GPU
+        self._kept: dict[str, Any] = {}  # trials that wait -> resources of the process that is kept for one of them
 
     def config(self, record: TrialRecord) -> dict[str, Any]:
         """What the process that takes up a trial has to know. Plain JSON."""
@@ -80,6 +81,7 @@ class Referee(TrialScheduler):
         ruling = ledger.report(name, {m: result.get(m) for m in METRICS}, identity)
         self._stop(tune_controller, ruling.stops)
         if ruling.answer == "pause":
+            self._keep(tune_controller, trial)
             tune_controller.pause_trial(trial, should_checkpoint=False)  # its checkpoint is on the disk
             return str(NOOP)
         return str(STOP if ruling.answer == "stop" else CONTINUE)
@@ -95,9 +97,24 @@ class Referee(TrialScheduler):
         self._cramped.add(trial.trial_id)
         return True
 
+    def _keep(self, controller: Any, trial: Trial) -> None:
+        """Have Ray keep the process of a trial that is about to wait, for whichever is chosen next.
+
+        Ray ends all but one of the processes that nobody asks for at the moment. Where a whole population waits for
+        its last trial, that would be all but one of its processes, which take seconds to come back.
+        """
+        self._kept[trial.trial_id] = trial.placement_group_factory
+        controller._tune_controller._actor_cache.increase_max(trial.placement_group_factory)
+
+    def _let_go(self, controller: Any, name: str) -> None:
+        """The trial no longer waits."""
+        if name in self._kept:
+            controller._tune_controller._actor_cache.decrease_max(self._kept.pop(name))
+
     def _stop(self, controller: Any, names: tuple[str, ...]) -> None:
         """Stop other trials that a decision ended. Exploits wait until their trial is chosen."""
         for name in names:
+            self._let_go(controller, name)
             if name in self._trials:  # else it waits since an earlier term and was not handed out in this one
                 controller.stop_trial(self._trials[name])
 
@@ -147,6 +164,7 @@ class Referee(TrialScheduler):
         if name is None:
             return None
         ledger.start(name)
+        self._let_go(tune_controller, name)
         trial = self._trials[name]
         trial.set_config(self.config(ledger.history.trials[name]))
         return trial

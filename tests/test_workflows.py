@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from cvtune import study
+from cvtune import journal, study
 from cvtune.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,6 +169,8 @@ def test_the_schedule_of_a_population_is_replayed_against_the_best_constant_reci
         monkeypatch.setenv("CVTUNE_REPLAY", str(tmp_path / "nowhere"))
         study.load(str(ROOT / "workflows" / "replay.py"))
     older = run("pbt", tmp_path, *small, "budget.trials=4", "noise_seeds=0", "confirm.top=0", "scheduler.quantile=0.5")
+    processes = {event["pid"] for event in journal.read(older) if event["kind"] == "segment"}
+    assert len(processes) <= min(4, os.cpu_count() or 1), "processes that wait for the others' reports are kept"
     replayed = run("replay", tmp_path, *small, population=older)
     trials = pq.read_table(replayed / "tables" / "trials.parquet").to_pylist()
     trained = pq.read_table(older / "tables" / "epochs.parquet").num_rows

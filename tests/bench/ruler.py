@@ -151,6 +151,13 @@ def our_result(scratch: Path) -> Result:
     return Result(len(trials["trial"]), rows, max(trials["best"]))
 
 
+def our_ends(scratch: Path) -> list[float]:
+    """When the driver decided on each trial's last report, seconds since 1970; of peers, reports are stamped."""
+    epochs = pq.read_table(scratch / "studies" / "peer_study" / "tables" / "epochs.parquet", columns=["trial", "time"])
+    last = epochs.group_by("trial").aggregate([("time", "max")])
+    return [time.timestamp() for time in last["time_max"].to_pylist()]
+
+
 def peer_result(scratch: Path) -> Result:
     """What the peer's result file says."""
     told = json.loads((scratch / "result.json").read_text())
@@ -194,7 +201,7 @@ def run_once(plan: Plan, side: str, seed: int, bytecode: Path) -> dict[str, Any]
         if usage.returncode:
             raise RuntimeError(f"{side} ended with {usage.returncode}:\n{(scratch / 'log.txt').read_text()[-4000:]}")
         result = our_result(scratch) if side == OURS else peer_result(scratch)
-        return numbers(usage, result, stamps.read(scratch / "stamps"))
+        return numbers(usage, result, stamps.read(scratch / "stamps"), our_ends(scratch) if side == OURS else ())
 
 
 def turns(rounds: int, peers: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -289,9 +296,9 @@ def compare(plan: Plan, rounds: int, out: Path, most: int | None) -> list[dict[s
     return rows
 
 
-def numbers(usage: Usage, result: Result, trained: list[stamps.Trained]) -> dict[str, Any]:
+def numbers(usage: Usage, result: Result, trained: list[stamps.Trained], ends: Sequence[float] = ()) -> dict[str, Any]:
     """The columns that come from one run itself."""
-    start, between = trained[0].first - usage.started, stamps.turnarounds(trained, CPUS)
+    start, between = trained[0].first - usage.started, stamps.turnarounds(trained, CPUS, ends)
     return {
         "wall_s": usage.wall_s,
         "cpu_s": usage.cpu_s,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,11 @@ def read(folder: Path) -> list[Trained]:
     return sorted(trials, key=lambda trial: trial.first)
 
 
-def turnarounds(trials: list[Trained], slots: int) -> list[float]:
+def turnarounds(trials: list[Trained], slots: int, ends: Sequence[float] = ()) -> list[float]:
     """Seconds between the end of a trial and the first step of the one that follows on its slot.
 
-    The k-th trial that begins after the first `slots` ones follows the k-th that ends. A trial ends with its last
-    report, where reports are stamped, else with its last step.
+    The k-th trial that begins after the first `slots` ones follows the k-th that ends. `ends`: when the trials' last
+    reports were decided on, seconds since 1970; where nobody has written that down, a trial ends with its last stamp.
     """
-    ends = sorted(trial.last for trial in trials)
-    return [trial.first - end for trial, end in zip(trials[slots:], ends, strict=False)]
+    ended = sorted(ends or [trial.last for trial in trials])
+    return [trial.first - end for trial, end in zip(trials[slots:], ended, strict=False)]
