@@ -63,7 +63,7 @@ def main() -> None:
     for side in SIDES:
         more = [two - one for one, two in zip(found[side, 1], found[side, 2], strict=True)]
         print(
-            f"{side}: {statistics.median(found[side, 2]):.0f} MB with two, {statistics.median(more):.0f} MB more than one"
+            f"{side}: {statistics.median(found[side, 2]):.0f} MB, {statistics.median(more):.0f} MB more than with one"
         )
     print(f"imports: {float(imports.stdout.split()[-1]):.0f} MB private")
 
