@@ -53,18 +53,19 @@ def part(images: int, seed: int) -> Part:
     return Part(list(pixels), rng.integers(0, CLASSES, images))
 
 
+class Images(torch.utils.data.Dataset[Any]):
+    def __init__(self, known: Part, transform: A.Compose) -> None:
+        self.known, self.transform = known, transform
+
+    def __len__(self) -> int:
+        return len(self.known.labels)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.transform(image=self.known.images[i])["image"], int(self.known.labels[i])
+
+
 def textbook(images: int, epochs: int) -> Iterator[None]:
     """The loop of PyTorch's recipe for automatic mixed precision, with the loader's workers of its tutorials."""
-
-    class Images(torch.utils.data.Dataset[Any]):
-        def __init__(self, known: Part, transform: A.Compose) -> None:
-            self.known, self.transform = known, transform
-
-        def __len__(self) -> int:
-            return len(self.known.labels)
-
-        def __getitem__(self, i: int) -> Any:
-            return self.transform(image=self.known.images[i])["image"], int(self.known.labels[i])
 
     plain = A.Compose([A.Normalize(), A.pytorch.ToTensorV2()])
     options: dict[str, Any] = {"batch_size": BATCH, "num_workers": 4, "pin_memory": DEVICE == "cuda"}
