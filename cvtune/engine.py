@@ -335,8 +335,14 @@ def _search(ledger: Ledger, job: dict[str, Any], watch: _Watch) -> str | None:
         thread.join(15)
         raise
     if raised:
-        raise raised[0]
+        raise cause_of(raised[0])
     return phases.search_over
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What our own code has raised within Ray Tune, such as of a full disk: Tune raises its traceback as a text."""
+    within = error.__context__
+    return within if isinstance(error, tune.TuneError) and isinstance(within, OSError | CvtuneError) else error
 
 
 class _Watch:

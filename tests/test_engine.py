@@ -13,7 +13,10 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from ray.tune import TuneError
 
+from cvtune.engine import cause_of
+from cvtune.errors import OwnedError
 from cvtune.history import load
 from cvtune.study import read
 from tests.invariants import check
@@ -111,6 +114,24 @@ def test_bad_input_gets_one_paragraph_an_exit_code_and_leaves_nothing(tmp_path: 
 
 
 # --- the life of a study
+
+
+def within_tune(error: Exception) -> TuneError:
+    """What Ray Tune makes of an error that comes while it takes in a report."""
+    try:
+        try:
+            raise error
+        except Exception:
+            raise TuneError("its traceback, as a text")  # noqa: B904  (as Ray does)
+    except TuneError as told:
+        return told
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OwnedError("taken over"), KeyError("x")])
+def test_a_full_disk_or_a_lost_lease_within_ray_tune_is_told_as_itself(error: Exception) -> None:
+    told = within_tune(error)
+    assert cause_of(told) is (told if isinstance(error, KeyError) else error)
+    assert cause_of(error) is error
 
 
 @pytest.fixture(scope="module")
