@@ -19,10 +19,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from cvtune import history, lease
-from cvtune.cli import app
 from cvtune.durable import read_json
 from cvtune.epoch import METRICS
 from cvtune.journal import terms
@@ -31,7 +29,6 @@ from tests.tracking.wandb_files import Told, told
 pytestmark = pytest.mark.slow
 
 CANARY = "canary0" * 6
-SECRETS = ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "MY_PASSWORD")
 SETTINGS = (
     *("data.image_size=16", "model.width=4", "augment.flip=none", "max_epochs=2", "budget.trials=5"),
     *("noise_seeds=2", "confirm.top=1", "confirm.seeds=2", "loss.name=python:leaky:loss", "tracking.mode=offline"),
@@ -74,7 +71,7 @@ def study(place: Path) -> Path:
         text=True,
         check=False,
         timeout=400,
-        env={**os.environ, **dict.fromkeys(SECRETS, CANARY), "RAY_TMPDIR": str(place / "ray")},
+        env={**os.environ, "WANDB_API_KEY": CANARY, "RAY_TMPDIR": str(place / "ray")},
     )
     assert done.returncode == 0, done.stderr
     assert "tracking in W&B: offline" in done.stdout and "holds all" in " ".join(done.stdout.split())
@@ -160,9 +157,6 @@ def test_nothing_of_the_machine_is_in_a_run(study: Path) -> None:
 def test_the_key_is_nowhere_and_no_trial_has_seen_it(study: Path, place: Path) -> None:
     messages = [row["message"] for row in rows(study, "trials") if row["reason"] == "code_error"]
     assert messages and all("the key is None" in message for message in messages)
-    for form in ("csv", "optuna"):
-        made = CliRunner().invoke(app, ["export", str(study), "--to", str(place / "exported"), "--format", form])
-        assert made.exit_code == 0, made.output
     needle, seen = CANARY.encode(), 0
     for path in place.rglob("*"):
         if path.is_file() and not path.is_symlink():
