@@ -17,7 +17,7 @@ from cvtune.history import FAILED, History
 from cvtune.study import read as read_study
 from tests.invariants import check, half_written, rows
 from tests.soak import nodes
-from tests.soak.bench import QUICK, WHOLE, Bench
+from tests.soak.hurt import QUICK, WHOLE, Bench
 
 FIFO = (*WHOLE, "budget.trials=6", "max_epochs=10")
 ASHA = (

@@ -16,7 +16,7 @@ from pathlib import Path
 from cvtune.event import Event
 from tests.invariants import check
 from tests.rig.hosts import Hosts
-from tests.soak.bench import WHOLE, Bench
+from tests.soak.hurt import WHOLE, Bench
 
 NAMES = ("h1", "h2", "h3")
 HOSTS = Hosts("cvtsoak", "10.77.4", NAMES)

@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tests.soak.bench import Bench
+from tests.soak.hurt import Bench
 from tests.soak.cases import CASES
 from tests.soak.nodes import one_node
 
