@@ -23,8 +23,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tests.soak.hurt import Bench
 from tests.soak.cases import CASES
+from tests.soak.hurt import Bench
 from tests.soak.nodes import one_node
 
 HEAD = "| fault | how injected | how often | what came of it | trained again | until the next report |"
