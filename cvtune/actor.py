@@ -149,6 +149,7 @@ class TrialActor(tune.Trainable):
                 team.same(run.model.module)
         if numbers is not None:
             yield numbers
+        unsaved = 0
         for epoch in loop.train(run, stop=self._pulse.stop):
             print(_line(epoch))
             try:  # before the checkpoint: an attempt that takes this up reports what it finds, and draws no more
@@ -160,8 +161,13 @@ class TrialActor(tune.Trainable):
             try:
                 if state := run.state_dict():  # a loop of the user's own may have none
                     checkpoint.save(place, state, epoch.numbers())
-            except OSError as error:  # a full disk costs a retry some epochs; it must not cost the trial
+                unsaved = 0
+            except OSError as error:  # it costs a retry this epoch; it must not cost the trial
                 print(f"checkpoint {place} not saved: {error}")
+                unsaved += 1
+                if unsaved > 1 and is_full(error):  # a journal may have room for long where no checkpoint has
+                    yield {"cut": "full", "file": str(place)}
+                    return
             self._pulse.beat()
             yield epoch.numbers()
 

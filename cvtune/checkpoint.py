@@ -5,8 +5,10 @@ A folder `<root>/<attempt>/checkpoints/<step>` exists whole or not at all, and s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,7 +31,11 @@ class CheckpointError(CvtuneError):
 
 
 def save(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-    """Write `state` (nested dicts, lists, numbers, strings and tensors) and `numbers` (plain JSON) to `folder`."""
+    """Write `state` (nested dicts, lists, numbers, strings and tensors) and `numbers` (plain JSON) to `folder`.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left of it then.
+    """
     tensors: dict[str, torch.Tensor] = {}
     skeleton = _detach(dict(state), tensors)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +45,8 @@ def save(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, Any]) -> 
         try:
             safetensors.torch.save_file(tensors, aside / TENSORS)
         except safetensors.SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"{aside / TENSORS}: {error}") from None
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error), str(aside / TENSORS)) from None
         files = {TENSORS: {"size": (aside / TENSORS).stat().st_size, "blake2b": _digest(aside / TENSORS)}}
         manifest = {"format": FORMAT, "files": files, "numbers": dict(numbers), "state": skeleton}
         (aside / MANIFEST).write_text(json.dumps(manifest))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ from typing import NoReturn
 
 HUNG_FILE = "hung"
 HUNG_EXIT = 86
+_PR_SET_PDEATHSIG = 1
 
 
 class Pulse:
@@ -109,3 +113,13 @@ def die_hung(folder: Path) -> NoReturn:
             faulthandler.dump_traceback(log, all_threads=True)
     finally:
         os._exit(HUNG_EXIT)
+
+
+def die_with_parent() -> None:
+    """Have this process killed once the thread that forked it ends, however it does; on Linux, else nothing.
+
+    A forked process holds its parent's connections. Where it outlives the parent because it hangs, whoever waits at
+    their other ends, as Ray does, never learns that the parent is gone.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,6 +6,8 @@ everything else is in the history, so a trial that is taken up again by a later 
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -76,6 +78,8 @@ class Referee(TrialScheduler):
             if result["cut"] == "deadline":  # by the worker's clock, which may be ahead of ours
                 message = ledger.spent() or f"budget.time_s = {ledger.study.budget.time_s:g}"
                 self._stop(tune_controller, ledger.end(name, "stopped_budget", message))
+            if result["cut"] == "full":  # the run ends as if the journal had found it: a later one goes on
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), result["file"])
             return str(STOP)  # without a reason: it was broken off and is taken up by the next term
         identity = {key: result[key] for key in ("attempt", "node", "pid")}
         ruling = ledger.report(name, {m: result.get(m) for m in METRICS}, identity)

@@ -177,11 +177,30 @@ def test_a_deadline_cuts_the_trial_off(actor: TrialActor, config: dict[str, Any]
     assert actor.step()["cut"] == "deadline"
 
 
-def test_a_full_disk_costs_no_trial(actor: TrialActor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_no_trial_and_at_most_one_report_goes_without_its_checkpoint(
+    actor: TrialActor, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
+    actor.reset_config({**config, "recipe": {**config["recipe"], "max_epochs": 5}})
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", full)
+        assert actor.step()["step"] == 1
+    assert actor.step()["step"] == 2  # there was room again
     monkeypatch.setattr(checkpoint, "save", full)
+    assert actor.step()["step"] == 3
+    place = Path(config["study"]) / "trials" / "00000" / "2" / "checkpoints" / "4"
+    last = actor.step()
+    assert (last["cut"], last["file"], "step" in last) == ("full", str(place), False)
+    assert actor.step()["cut"] == "halt"
+
+
+def test_a_storage_that_fails_otherwise_costs_no_trial(actor: TrialActor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*arguments: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(checkpoint, "save", stale)
     assert [actor.step()["step"] for _ in range(3)] == [1, 2, 3]
 
 

@@ -9,16 +9,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 from ray.tune import TuneError
 
+from cvtune.durable import is_full
 from cvtune.engine import cause_of
 from cvtune.errors import OwnedError
 from cvtune.history import load
 from cvtune.study import read
+from cvtune.tune import Referee
 from tests.invariants import check
 
 SETTINGS = (
@@ -132,6 +135,13 @@ def test_a_full_disk_or_a_lost_lease_within_ray_tune_is_told_as_itself(error: Ex
     told = within_tune(error)
     assert cause_of(told) is (told if isinstance(error, KeyError) else error)
     assert cause_of(error) is error
+
+
+def test_a_trial_that_found_no_room_for_its_checkpoints_ends_the_run_as_a_full_disk_does() -> None:
+    referee, told = Referee(None, {}, lambda: 1), {"cut": "full", "file": "/x/checkpoints/4"}  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="/x/checkpoints/4") as raised:
+        referee.on_trial_result(None, SimpleNamespace(trial_id="00000"), told)  # type: ignore[arg-type]
+    assert is_full(raised.value)
 
 
 @pytest.fixture(scope="module")
@@ -373,20 +383,40 @@ def test_a_time_budget_ends_a_study_in_mid_epoch_with_its_reason(tmp_path: Path)
 
 
 HANGING = """
-import time, torch
+import multiprocessing, time, torch
+import albumentations as A
 
 
 def loss(logits, target, recipe):
     if len(target) == 64:  # not in the check before the first trial
         time.sleep(1000)
     return torch.nn.functional.cross_entropy(logits, target, reduction="none")
+
+
+class Stuck(A.ImageOnlyTransform):
+    passed = 0
+
+    def apply(self, img, **params):
+        Stuck.passed += multiprocessing.parent_process() is not None
+        while Stuck.passed > 400:
+            time.sleep(1)
+        return img
+
+
+def policy(strength, image_size):
+    return A.Compose([Stuck(p=1), A.Resize(image_size, image_size)])
 """
 
 
 @pytest.mark.slow
-def test_a_trial_without_progress_is_ended_taken_up_once_and_called_hung(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "where",
+    ["loss.name=python:hanging:loss", pytest.param("augment.policy=python:hanging:policy", marks=pytest.mark.long)],
+)
+def test_a_trial_without_progress_is_ended_taken_up_once_and_called_hung(tmp_path: Path, where: str) -> None:
+    """In its own process or in the loader's, which would keep the connection to Ray open."""
     (tmp_path / "hanging.py").write_text(HANGING)
-    settings = ["loss.name=python:hanging:loss", "budget.trials=1", "resources.hang_s=2"]
+    settings = [where, "budget.trials=1", "resources.hang_s=2", "resources.cpu=2"]
     done = cvtune("run", "digits", *QUICK, *(part for s in settings for part in ("--set", s)), tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     study = tmp_path / "studies" / "digits"
@@ -394,4 +424,5 @@ def test_a_trial_without_progress_is_ended_taken_up_once_and_called_hung(tmp_pat
     assert record.reason == "hung"
     attempts = sorted(p.name for p in (study / "trials" / record.trial).iterdir())
     assert attempts == ["1", "2"]
-    assert "hanging.py" in (study / "trials" / record.trial / "2" / "log.txt").read_text()  # where it stood
+    stood = "hanging.py" if "loss" in where else "loader.py"
+    assert stood in (study / "trials" / record.trial / "2" / "log.txt").read_text()

@@ -21,6 +21,7 @@ from cvtune.data.decode import Fit
 from cvtune.data.listing import Labels, Pixels
 from cvtune.kinds import DTYPES, PHOTO
 from cvtune.pixels import to_square
+from cvtune.pulse import die_with_parent
 
 _MASK = 2**64 - 1
 _TYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
@@ -252,4 +253,5 @@ def _mix(z: int) -> int:
 
 
 def _one_thread(_worker: int) -> None:
+    die_with_parent()
     cv2.setNumThreads(0)  # OpenCV's own threads do not survive the fork

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -218,3 +219,29 @@ def test_evaluation_targets_are_labels_or_masks_as_evaluation_sees_the_images(da
     masks = evaluation_targets(part, np.array([4, 1]), 24, fit)  # type: ignore[arg-type]
     still = Pipeline(Augment(strength=0), 24, fit)
     np.testing.assert_array_equal(masks[1], still.with_mask(part.images[1], part.masks[1], 0)[1])
+
+
+ORPHANED = """
+import os, signal, threading, time
+import numpy as np
+from cvtune.data import Part
+from cvtune.data.loader import Loader
+
+
+def stuck(image, seed):
+    while True:
+        time.sleep(0.1)
+
+
+images = np.zeros((64, 8, 8, 3), np.uint8)
+loader = Loader(Part(images, np.zeros(64, np.int64)), 1, False)
+made = loader.batches(np.arange(64), 8, stuck, 0)
+threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+next(made)
+"""
+
+
+def test_a_loader_that_hangs_does_not_outlive_its_trial() -> None:
+    """It holds the connections of the trial's process, here its output, so that others would not see that one's end."""
+    done = subprocess.run([sys.executable, "-c", ORPHANED], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == -signal.SIGKILL, done.stderr

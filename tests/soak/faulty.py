@@ -63,10 +63,14 @@ class Stuck(A.ImageOnlyTransform):  # type: ignore[misc]
 
 
 def stuck(strength: float, image_size: int) -> A.Compose:
-    return A.Compose([Stuck(p=1 if strength > 0.6 else 0)])
+    return A.Compose([Stuck(p=1 if strength > 0.6 else 0), A.Resize(image_size, image_size)])
 
 
-@cvtune.loop(honors={"optim.lr", *cvtune.BATCHES})
+# What every study here is given, or searches by itself; the two loops below read the learning rate alone.
+HONORED = {"optim.lr", "model.width", "regularize.strength", *cvtune.BATCHES}
+
+
+@cvtune.loop(honors=HONORED)
 def unwell(run: Run) -> Iterator[Report]:
     """Learns by `optim.lr`; above 3e-3 its objective is NaN, above 1e-2 infinite, above 3e-2 missing."""
     lr, count = run.recipe.optim.lr, 0 if run.state is None else int(run.state["count"])
@@ -79,7 +83,7 @@ def unwell(run: Run) -> Iterator[Report]:
         yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0, state={"count": count}, **known)
 
 
-@cvtune.loop(honors={"optim.lr", *cvtune.BATCHES})
+@cvtune.loop(honors=HONORED)
 def twentieth(run: Run) -> Iterator[Report]:
     """Trains nothing, and fails in one of twenty trials."""
     while not run.stop():
