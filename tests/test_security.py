@@ -27,7 +27,8 @@ from cvtune.durable import write_whole
 from cvtune.errors import ConfigError, CvtuneError
 from cvtune.event import Event
 from cvtune.history import History
-from cvtune.report import curves, page
+from cvtune.report import compare, curves, page
+from tests.report.made import write_study
 from tests.test_architecture import each_module, tree
 
 # Calls that run what they read. Those that are safe with an argument are given with it.
@@ -294,6 +295,21 @@ def test_no_name_becomes_a_part_of_a_page(tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
         page = (tmp_path / name).read_text()
         assert "document.title" in page and "</script><script>document" not in page and "<img src=x" not in page
+
+
+def test_no_text_of_a_study_becomes_a_part_of_a_comparison(tmp_path: Path) -> None:
+    """Names and values that differ between two recipes, and a metric's name, in a `best/` that others wrote."""
+    folders = [write_study(tmp_path, name, 4) for name in ("one", "other")]
+    for name, change in (
+        ("recipe", {"model": {"pretrained": HOSTILE}, HOSTILE: 1}),
+        ("comparison", {"metric": HOSTILE}),
+    ):
+        path = folders[1] / "best" / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    compared = compare.compare(folders)
+    rendered = compare.render(compared)
+    assert rendered.count("document.title") >= 3, "nothing was shown, so nothing was tested"
+    assert "</script><script>document" not in rendered and "<img src=x" not in rendered
 
 
 def test_every_page_of_a_template_escapes_what_it_is_given() -> None:

@@ -160,14 +160,42 @@ def test_an_element_of_an_array_runs_its_line(stand: Stand) -> None:
 def test_no_argument_is_run_as_a_command(stand: Stand) -> None:
     """Files and settings reach cvtune as they are. An array's line is split as a shell does, and no further."""
     odd = ("$(touch ran)", "`touch ran`", "a;touch ran", "| touch ran", "-rf", "'", '"', "*", "a\nb")
-    code, output = stand.run("slurm-one-node.sbatch", "w.py", "--set", *odd)
-    assert code == 0, output
-    assert f"cvtune@n1: run w.py --set {' '.join(odd)}\n" in stand.calls()
+    odd += ("<script>", "=cmd|' /C calc'!A0")
+    for script in ("slurm-one-node.sbatch", "slurm.sbatch"):
+        for file in ("w.py", "$(touch ran) '\"`touch ran`;touch ran.py"):
+            code, output = stand.run(script, file, "--set", *odd)
+            assert code == 0, output
+            assert f"cvtune@n1: run {file} --set {' '.join(odd)}\n" in stand.calls()
     (stand.folder / "studies.txt").write_text("one.py '$(touch ran)' `touch\\ ran` '|touch ran'\n")
     code, output = stand.run("slurm-array.sbatch", "studies.txt", SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="70")
     assert code == 0, output
     assert "cvtune@n1: run one.py $(touch ran) `touch ran` |touch ran\n" in stand.calls()
     assert not list(stand.folder.rglob("ran")) and not Path("ran").exists()
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "slurm-one-node.sbatch"])
+def test_a_jobs_secrets_are_in_no_file_but_the_tokens_own(stand: Stand, script: str) -> None:
+    """The token of its Ray, which is gone at the end, and a key that the environment holds for the driver."""
+    key = "local-" + "c0ffee" * 6
+    job = stand.start(script, "w.py", FAKE_TENTHS="100", WANDB_API_KEY=key)
+    until = time.monotonic() + 30
+    while not Path(f"{stand.log}.running").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    found = [path for root in (stand.folder, stand.temp) for path in root.rglob("token")]
+    (place,) = found
+    token = place.read_text()
+    assert len(token) == 64 and place.stat().st_mode & 0o077 == 0
+
+    def hold(secret: str) -> list[Path]:
+        files = [path for root in (stand.folder, stand.temp) for path in root.rglob("*") if path.is_file()]
+        return [path for path in files if "tools" not in path.parts and secret.encode() in path.read_bytes()]
+
+    assert hold(token) == [place] and not hold(key)
+    job.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=60)
+    assert token not in output and key not in output
+    assert not hold(token) and not hold(key)
 
 
 @pytest.mark.parametrize("script", ["slurm.sbatch", "slurm-one-node.sbatch"])

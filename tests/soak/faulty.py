@@ -87,6 +87,6 @@ def unwell(run: Run) -> Iterator[Report]:
 def twentieth(run: Run) -> Iterator[Report]:
     """Trains nothing, and fails in one of twenty trials."""
     while not run.stop():
-        if run.recipe.seed % 20 == 0 and run.step == 1:
+        if run.recipe.seed % 20 == 7 and run.step == 1:  # not 0: so are the trials of the check before the first one
             raise RuntimeError("one of twenty")
         yield cvtune.report_epoch(train_loss=1.0, val_loss=1.0, val_accuracy=run.recipe.optim.lr, state={"step": 1})
