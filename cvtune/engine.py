@@ -37,7 +37,7 @@ from cvtune.signals import Signals, signals
 from cvtune.study import Study
 from cvtune.study_folder import LEFTOVERS, check_folder, check_unchanged, provenance
 from cvtune.track.launch import tracked
-from cvtune.tune import EndOfStudy, Proposer, Referee
+from cvtune.tune import Echo, EndOfStudy, Proposer, Referee
 
 Listener = Callable[[Mapping[str, Any], History], None]
 TABLES_S = 30.0
@@ -317,6 +317,7 @@ def _search(ledger: Ledger, job: dict[str, Any], watch: _Watch) -> str | None:
                 search_alg=proposer,
                 scheduler=referee,
                 stop=EndOfStudy(watch.asked),
+                callbacks=[Echo(referee)],
                 reuse_actors=True,
                 verbose=0,
                 raise_on_failed_trial=False,

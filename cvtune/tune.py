@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray.tune import PlacementGroupFactory
+from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import SearchAlgorithm
@@ -38,6 +38,8 @@ class Referee(TrialScheduler):
         self._trials: dict[str, Trial] = {}
         self._cramped: set[str] = set()  # trials that get a larger share of a GPU
         self._kept: dict[str, Any] = {}  # trials that wait -> resources of the process that is kept for one of them
+        self._told: set[str] = set()  # trials that lost a process before they had begun in it
+        self._echoed: set[str] = set()  # of these, those that Ray has told of a second time
 
     def config(self, record: TrialRecord) -> dict[str, Any]:
         """What the process that takes up a trial has to know. Plain JSON."""
@@ -130,7 +132,17 @@ class Referee(TrialScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         record = self._ledger.history.trials[trial.trial_id]
+        if trial.trial_id in self._told and trial.status == Trial.PENDING:
+            self._told.remove(trial.trial_id)
+            self._echoed.add(trial.trial_id)
+            trial.run_metadata.num_failures -= 1
+            trial.set_status(Trial.ERROR)  # else Ray gives it up now; see `stand_by`
+            return
         if trial.should_recover() and trial.status == Trial.ERROR:  # only then does Ray take it up again
+            resetting: set[Trial] = getattr(tune_controller, "_resetting_trials", set())
+            if trial in resetting:  # Ray tells of it twice, and would wait for its old process for ever
+                resetting.remove(trial)
+                self._told.add(trial.trial_id)
             trial.update_resources(self.room())
             hung = self._was_hung(record)
             if hung:
@@ -148,6 +160,12 @@ class Referee(TrialScheduler):
         if self._was_hung(record):
             reason, message = "hung", "made no progress, twice; the stacks are in its log"
         self._stop(tune_controller, self._ledger.end(record.trial, reason, message))
+
+    def stand_by(self, trial: Trial) -> None:
+        """Let Ray take up a trial after all whose lost process it has told of twice."""
+        if trial.trial_id in self._echoed:
+            self._echoed.remove(trial.trial_id)
+            trial.set_status(Trial.PENDING)
 
     def _was_hung(self, record: TrialRecord) -> bool:
         """Whether the trial's newest attempt ended itself because it made no progress."""
@@ -175,6 +193,19 @@ class Referee(TrialScheduler):
 
     def debug_string(self) -> str:
         return "cvtune"
+
+
+class Echo(Callback):
+    """Listens for what Ray Tune tells twice: that a process died while it was being handed to its next trial.
+
+    The first time Ray makes the trial wait for another process; the second time it would give it up.
+    """
+
+    def __init__(self, referee: Referee) -> None:
+        self._referee = referee
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._referee.stand_by(trial)
 
 
 class Proposer(SearchAlgorithm):

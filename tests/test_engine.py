@@ -382,6 +382,39 @@ def test_a_time_budget_ends_a_study_in_mid_epoch_with_its_reason(tmp_path: Path)
     assert "stopped_budget" in {t["reason"] for t in trials} and any("budget.time_s" in t["message"] for t in trials)
 
 
+DEADLY = """
+import os, pathlib, signal, torch
+from cvtune import actor
+
+new_attempt, mark = actor._new_attempt, pathlib.Path(__file__).with_name("was_killed")
+
+
+def killed(trial):
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return new_attempt(trial)
+
+
+actor._new_attempt = killed  # this module is imported by a process's first trial, so that the next one meets it
+
+
+def loss(logits, target, recipe):
+    return torch.nn.functional.cross_entropy(logits, target, reduction="none")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_when_it_is_handed_to_its_next_trial_costs_no_trial(tmp_path: Path) -> None:
+    """Ray Tune tells of it twice, gives the trial up the second time, and would not start it again either."""
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    settings = ["loss.name=python:deadly:loss", "budget.trials=3", "resources.max_concurrent=1", "resources.retries=1"]
+    done = cvtune("run", "digits", *QUICK, *(part for s in settings for part in ("--set", s)), tmp=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "was_killed").exists(), done.stderr
+    history = check(tmp_path / "studies" / "digits", 0)
+    assert [record.reason for record in history.trials.values()] == 3 * ["completed"]
+
+
 HANGING = """
 import multiprocessing, time, torch
 import albumentations as A

@@ -17,11 +17,14 @@ from cvtune.own_loop import Run
 calls = 0
 
 
-def bad(recipe: Any) -> bool:
-    """Whether a trial is one of those that fail: about a third of them, none in the check before the first trial."""
+def bad(recipe: Any, after: int = 60) -> bool:
+    """Whether a trial is one of those that fail: about a third of them, none in the check before the first trial.
+
+    `after`: so many batches of this process.
+    """
     global calls
     calls += 1
-    return bool(calls > 60 and recipe.optim.lr > 3e-3)
+    return bool(calls > after and recipe.optim.lr > 3e-3)
 
 
 def _mean(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -45,7 +48,7 @@ def host_memory(logits: torch.Tensor, target: torch.Tensor, recipe: Any) -> torc
 def eats_memory(logits: torch.Tensor, target: torch.Tensor, recipe: Any) -> torch.Tensor:
     """Takes memory, and uses it, until somebody ends the process."""
     held = []
-    while bad(recipe):
+    while bad(recipe, after=12):  # within two epochs, also in a process that takes a trial up again
         held.append(torch.ones(2**26, dtype=torch.uint8))
     return _mean(logits, target)
 
@@ -76,7 +79,7 @@ def unwell(run: Run) -> Iterator[Report]:
     lr, count = run.recipe.optim.lr, 0 if run.state is None else int(run.state["count"])
     while not run.stop():
         count += 1
-        score = min(1.0, 0.1 * count + lr)
+        score = min(1.0, 0.1 * count) - lr  # so that some of those that will be ill take over a sound one in time
         wrong = math.nan if lr > 3e-3 else score
         wrong = math.inf if lr > 1e-2 else wrong
         known = {} if lr > 3e-2 and run.step > 0 else {"val_accuracy": wrong if run.step else score}

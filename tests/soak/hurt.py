@@ -86,7 +86,7 @@ class Bench:
             self._driver.terminate()
             self._driver.wait(60)
 
-    def ended(self, driver: subprocess.Popen[str], seconds: float = 300) -> int:
+    def ended(self, driver: subprocess.Popen[str], seconds: float = 900) -> int:
         """Wait for the end of a run; returns its exit code."""
         return driver.wait(seconds)
 

@@ -1,6 +1,6 @@
 """A file system that is slow to tell: put this folder into PYTHONPATH, and every Python process below has it.
 
-Within LATE_ROOT a process sees for three seconds what it saw when it last looked: a name that was not there is not
+Within LATE_ROOT a process sees for LATE_S seconds (3) what it saw when it last looked: a name that was not there is not
 there, a folder holds no more than it held. So do clients of NFS, by their cache of attributes and of names that are
 missing. What the process makes itself it sees at once; creating a name exclusively is decided by the server, as ever.
 `flock` fails. Not delayed: sizes and contents of files that were seen, names that were deleted, and what libraries
@@ -17,7 +17,8 @@ import os
 import time
 from typing import Any
 
-ROOT, LOG, LATE_S = os.environ.get("LATE_ROOT", "\0"), os.environ.get("LATE_LOG", os.devnull), 3.0
+ROOT, LOG = os.environ.get("LATE_ROOT", "\0"), os.environ.get("LATE_LOG", os.devnull)
+LATE_S = float(os.environ.get("LATE_S", "3"))
 missing: dict[str, float] = {}  # path -> when it was looked for in vain
 listed: dict[str, tuple[float, set[str]]] = {}  # folder -> when it was listed, and its names
 
