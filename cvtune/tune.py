@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback, PlacementGroupFactory
@@ -154,9 +155,7 @@ class Referee(TrialScheduler):
             self._ledger.note("retry", {"trial": record.trial, "step": record.steps, "action": "retry", "why": why})
             trial.set_config(self.config(record))
             return
-        error = trial.get_pickled_error() if record.reason is None else None
-        reason = "oom_host" if type(error).__name__ == "OutOfMemoryError" else "infra_lost"
-        message = str(error or "").strip()[:2000]
+        reason, message = lost(trial.error_file and Path(trial.error_file))
         if self._was_hung(record):
             reason, message = "hung", "made no progress, twice; the stacks are in its log"
         self._stop(tune_controller, self._ledger.end(record.trial, reason, message))
@@ -193,6 +192,24 @@ class Referee(TrialScheduler):
 
     def debug_string(self) -> str:
         return "cvtune"
+
+
+def lost(written: Path | None) -> tuple[str, str]:
+    """The terminal reason of a trial whose process was lost, and what Ray says of the last loss.
+
+    Args:
+        written: the file to which Ray Tune adds each failure of a trial; it lies on this machine. Ray's own way to ask
+            for the error looks into the storage, where it is later.
+    """
+    try:
+        text = written.read_text(errors="replace") if written else ""
+    except OSError:
+        text = ""
+    told = text.rpartition("Failure # ")[2].partition("\n")[2]
+    sentences = [line.strip() for line in told.splitlines() if line[:1] not in ("", "\t")]  # not which class and ids
+    message = " ".join(sentences)[:600]
+    memory = ("low on memory", "memory usage threshold", "memory_usage_threshold")  # words of Ray's memory monitor
+    return "oom_host" if any(words in message for words in memory) else "infra_lost", message
 
 
 class Echo(Callback):

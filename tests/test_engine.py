@@ -21,7 +21,7 @@ from cvtune.engine import cause_of
 from cvtune.errors import OwnedError
 from cvtune.history import load
 from cvtune.study import read
-from cvtune.tune import Referee
+from cvtune.tune import Referee, lost
 from tests.invariants import check
 
 SETTINGS = (
@@ -142,6 +142,28 @@ def test_a_trial_that_found_no_room_for_its_checkpoints_ends_the_run_as_a_full_d
     with pytest.raises(OSError, match="/x/checkpoints/4") as raised:
         referee.on_trial_result(None, SimpleNamespace(trial_id="00000"), told)  # type: ignore[arg-type]
     assert is_full(raised.value)
+
+
+KILLED = """Failure # 1 (occurred at 2026-11-26_17-34-01)
+The actor died unexpectedly before finishing this task.
+\tclass_name: TrialActor
+\tpid: 4711
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR.
+Failure # 2 (occurred at 2026-11-26_17-34-53)
+The actor died unexpectedly before finishing this task.
+\tclass_name: TrialActor
+\tip: 192.0.2.2
+"""
+
+
+def test_a_lost_process_is_told_in_rays_words_and_memory_is_told_from_other_losses(tmp_path: Path) -> None:
+    written = tmp_path / "error.txt"
+    assert lost(None) == lost(written) == ("infra_lost", "")
+    written.write_text(f"{KILLED}Its node was terminated.\n")
+    died = "The actor died unexpectedly before finishing this task. Its node was terminated."
+    assert lost(written) == ("infra_lost", died)
+    written.write_text(f"{KILLED}Task was killed due to the node running low on memory.\n")
+    assert lost(written)[0] == "oom_host"
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from typing import Any
 
 from tests.soak.cases import CASES
 from tests.soak.hurt import Bench
-from tests.soak.nodes import one_node
+from tests.soak.nodes import PORT, one_node
 
 HEAD = "| fault | how injected | how often | what came of it | trained again | until the next report |"
 
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help="which; none: all")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/cvtune-soak"), help="where studies and rows are kept")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no further fault after so long")
+    parser.add_argument("--port", type=int, default=PORT, help="of the Ray that most cases share")
     parser.add_argument("--table", action="store_true", help="print all rows, and run nothing")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     given = parser.parse_args()
@@ -82,7 +83,7 @@ def main() -> None:
     folder, until = given.folder.absolute(), time.monotonic() + given.seconds
     asked = [name for name in given.cases or CASES if not (folder / "rows" / f"{name}.json").exists()]
     shared = [name for name in asked if not CASES[name].alone]
-    with one_node(folder) if shared else nullcontext() as ray:
+    with one_node(folder, given.port) if shared else nullcontext() as ray:
         for name in shared:
             run(name, folder, until - time.monotonic(), ray)
     for name in asked:
