@@ -155,6 +155,17 @@ def kill_drivers(bench: PeerBench, count: int, after: tuple[int, int]) -> bool:
     return True
 
 
+def interrupt(bench: PeerBench) -> bool:
+    """SIGINT once, half through: Ray Tune then writes its state and ends in good order."""
+    driver = bench.start(())
+    bench.wait_for_reports(SHAPES[bench.shape][0])
+    driver.send_signal(signal.SIGINT)
+    driver.wait(120)
+    bench.hurt()
+    (bench.folder / "result.json").unlink(missing_ok=True)
+    return True
+
+
 def ended(bench: PeerBench) -> dict[str, Any]:
     """Run the search to its end, unless it is over; what became of it."""
     if not (bench.folder / "result.json").exists():
@@ -218,6 +229,7 @@ CASES = {
         {"PEER_PACE": "1"},
         lambda bench: kill_drivers(bench, 5, (10, 20)),
     ),
+    "driver_interrupted": Case("driver ended by SIGINT", "ASHA, by default", "asha", {}, interrupt),
     "trial_killed": Case(
         "a trial's process killed", "FIFO, `max_failures=100`", "fifo", {"PEER_RETRIES": "100"}, trial_killed
     ),
