@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from cvtune import mps
 from cvtune.durable import is_full, open_log, write_whole
 from cvtune.epoch import Epoch
 from cvtune.errors import DataError, root_of, told
@@ -134,6 +135,8 @@ class TrialActor(tune.Trainable):
             from cvtune.device import limit_memory
             from cvtune.team import ALONE
 
+            if config["mps"] and 0 < config["gpu"] < 1:
+                mps.join()
             limit_memory(config["gpu"])
             size = processes(config)
             if size > 1 and self._crew is None:
@@ -207,7 +210,7 @@ class TrialActor(tune.Trainable):
         return None
 
     def _failure(self, error: Exception) -> dict[str, Any]:
-        if is_full(error):  # no failure of the trial: Ray retries it, from its checkpoint
+        if is_full(error) or mps.was_ended_by_another(error):  # not the trial's: Ray retries it, from its checkpoint
             raise error
         traceback.print_exc()
         self._failed = told(error)
@@ -245,15 +248,17 @@ def begun(config: dict[str, Any], workers: int = 0, divides: bool = True, team: 
     `divides`: whether a batch that does not fit is trained in parts; else the trial ends, to get more of a GPU.
     """
     from cvtune import folds, own_loop, train
+    from cvtune.on_gpu import OnGpu
     from cvtune.team import ALONE
 
     recipe = Recipe.model_validate(config["recipe"])
-    data = opened(config, recipe)
+    data, on_gpu = opened(config, recipe), OnGpu(**config["on_gpu"])
     if recipe.data.folds:
-        return folds, folds.Run(recipe, data, folds.Terms(**config["folds"]), workers=workers, divides=divides)
+        terms = folds.Terms(**config["folds"])
+        return folds, folds.Run(recipe, data, terms, workers=workers, divides=divides, on_gpu=on_gpu)
     if recipe.train.loop is not None:
         return own_loop, own_loop.Run(recipe, data, workers=workers)
-    return train, train.Run(recipe, data, workers=workers, divides=divides, team=team or ALONE)
+    return train, train.Run(recipe, data, workers=workers, divides=divides, team=team or ALONE, on_gpu=on_gpu)
 
 
 def reason_of(error: Exception) -> str:

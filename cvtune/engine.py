@@ -84,6 +84,8 @@ class Setting:
             "cwd": str(Path.cwd()),
             "folders": {name: str(Path(os.environ[name]).expanduser().absolute()) for name in named},
             "cpu": self.study.resources.cpu,
+            "mps": self.study.resources.gpu_mps,
+            "on_gpu": dataclasses.asdict(self.study.resources.on_gpu),
             "strip": self.study.tracking.strip,
             "folds": {
                 "seed": self.study.data.split_seed,

@@ -18,6 +18,7 @@ from cvtune.epoch import METRICS, Score
 from cvtune.errors import DataError
 from cvtune.kinds import shown
 from cvtune.probe_set import Said
+from cvtune.recipe import Data
 from cvtune.tasks import Sums
 
 if TYPE_CHECKING:
@@ -29,6 +30,31 @@ VAL = tuple(name for name in METRICS if name.startswith("val_"))
 
 class Stopped(Exception):
     """Raised between two batches because `stop` said so."""
+
+
+class Seen:
+    """Images as evaluation sees them. On a GPU they stay, so that those of every epoch are made and copied once."""
+
+    SHARE = 0.1  # of the GPU's memory that this process may use, at most
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._held: dict[tuple[int, bytes], torch.Tensor] = {}
+        self._room = 0.0
+        if device.type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            self._room = self.SHARE * memory * torch.cuda.get_per_process_memory_fraction()
+
+    def batch(self, part: Part, rows: np.ndarray, data: Data) -> torch.Tensor:
+        """The images at `rows` of a part that lives as long as this, (N, S, S, C); on the device where they stay."""
+        key = id(part.images), rows.tobytes()
+        if key in self._held:
+            return self._held[key]
+        batch = torch.from_numpy(evaluation_batch(part.images, rows, data.image_size, data.fit))
+        if batch.nbytes <= self._room:
+            self._room -= batch.nbytes
+            self._held[key] = batch = batch.to(self._device)
+        return batch
 
 
 def never() -> bool:
@@ -129,17 +155,22 @@ def predictions(
     at_once = EVALUATION_BATCH if part.masks is None else data.batch_size
     most = min(EVALUATION_BATCH, at_once, run.micro.size or at_once)
     module.eval()
+
+    def look(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (module(run.normalized(batch)).float(),)
+
     for start in range(0, len(indices), most):
         if stop():
             raise Stopped
         rows = indices[start : start + most]
-        batch = torch.from_numpy(evaluation_batch(part.images, rows, data.image_size, data.fit))
+        batch = run.seen.batch(part, rows, data)
         with run.autocast:
             if run.device.type == "cuda" and len(rows) not in run.tried:  # it tries kernels first: that is not timed
                 run.tried.add(len(rows))
-                module(run.normalized(batch))
+                look(batch)
             began = _mark(run.device)
-            logits = module(run.normalized(batch)).float()
+            (logits,) = run.looked(look, id(module), 1, batch)
+            logits = logits.clone() if run.device.type == "cuda" else logits  # the next batch may lie there
             laps.append((began, _mark(run.device)))
         yield logits, evaluation_targets(part, rows, data.image_size, data.fit)
     if run.device.type == "cuda":

@@ -28,6 +28,7 @@ from cvtune.data.loader import derived_seed
 from cvtune.epoch import Epoch, Score
 from cvtune.evaluation import never
 from cvtune.objective import is_exhausted
+from cvtune.on_gpu import DEFAULT, OnGpu
 from cvtune.recipe import Recipe
 
 
@@ -47,7 +48,7 @@ class Run:
         recipe: what to train, with `data.folds`.
         data: the images; training and validation ones are divided, `data.test` is for `score_test` alone.
         terms: see there.
-        device, workers, divides: as in `train.Run`.
+        device, workers, divides, on_gpu: as in `train.Run`.
 
     Attributes:
         loop: the module that trains within a fold.
@@ -65,6 +66,7 @@ class Run:
         device: str | None = None,
         workers: int = 0,
         divides: bool = True,
+        on_gpu: OnGpu = DEFAULT,
     ) -> None:
         assert recipe.data.folds is not None
         self.recipe, self.terms = recipe, terms
@@ -72,7 +74,7 @@ class Run:
         self.loop: Any = own_train if recipe.train.loop is None else own_loop
         self._options: dict[str, Any] = {"device": device, "workers": workers}
         if recipe.train.loop is None:
-            self._options["divides"] = divides
+            self._options |= {"divides": divides, "on_gpu": on_gpu}
         self.scores: list[float] = []
         self.seen: list[float] = []
         self.inner: Any = None

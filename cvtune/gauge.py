@@ -17,7 +17,7 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any, Protocol
 
-from cvtune import actor, errors, packing
+from cvtune import actor, errors, mps, packing
 from cvtune.domains import Choice
 from cvtune.errors import ClusterError, CvtuneError, told
 from cvtune.packing import Need, Packing
@@ -25,7 +25,7 @@ from cvtune.recipe import Recipe, Value
 from cvtune.study import Study, make
 
 SECONDS = 3.0  # of training, for each number of trials at once
-WARM = 4  # batches that are not counted: kernels are tried, workers start
+WARM, WARM_GPU = 4, 30  # batches that are not counted: workers start, kernels are tried, a step is recorded
 KINDS = ("model.name", "model.norm", "optim.name")  # each of them may be the hungriest
 SIZES = ("data.image_size", "data.batch_size", "data.micro_batch", "model.width", "optim.ema")  # more takes more
 
@@ -116,15 +116,31 @@ def hungriest(job: dict[str, Any], study: Study, meter: Meter) -> tuple[Need, Re
 def together(job: dict[str, Any], recipe: Recipe, numbers: list[int]) -> dict[int, float]:
     """Batches per second of so many trials of a recipe at once, together; of one at least.
 
-    What does not start (a GPU may serve one process only, or memory be short) is left out with all larger numbers.
+    Several share the GPU as trials will, by MPS where it is to be had; one has it to itself. What does not start (a GPU
+    may serve one process only, or memory be short) is left out with all larger numbers.
+
+    Raises:
+        ClusterError: not even one trains.
     """
+    rates = _together(job, recipe, [1])
+    if not rates:
+        raise ClusterError("resources.gpu = 'auto': no process could train on the GPU; give a number instead.")
+    if several := [n for n in numbers if n > 1]:
+        if job["mps"]:
+            mps.join()
+        try:
+            rates |= _together(job, recipe, several)
+        finally:
+            mps.leave()
+    return rates
+
+
+def _together(job: dict[str, Any], recipe: Recipe, numbers: list[int]) -> dict[int, float]:
     with contextlib.ExitStack() as open_processes:
         crowd = [open_processes.enter_context(_Beside(job, recipe)) for _ in range(max(numbers))]
         ready = [beside.ready() for beside in crowd]
         going = [beside for beside, is_ready in zip(crowd, ready, strict=True) if is_ready]
-        if not going:
-            raise ClusterError("resources.gpu = 'auto': no process could train on the GPU; give a number instead.")
-        return {n: sum(_rates(going[:n])) for n in sorted({1, *numbers}) if n <= len(going)}
+        return {n: sum(_rates(going[:n])) for n in numbers if n <= len(going)}
 
 
 def batches_per_second(run: Any, seconds: float) -> float:
@@ -134,15 +150,15 @@ def batches_per_second(run: Any, seconds: float) -> float:
     from cvtune.regularize import resolve
     from cvtune.train import one_pass
 
-    asked, began = 0, 0.0
+    asked, began, warm = 0, 0.0, WARM_GPU if run.device.type == "cuda" else WARM
 
     def stop() -> bool:
         nonlocal asked, began
         asked += 1
-        if asked == WARM + 1:
+        if asked == warm + 1:
             device.wait()
             began = time.perf_counter()
-        return asked > WARM + 1 and time.perf_counter() - began >= seconds
+        return asked > warm + 1 and time.perf_counter() - began >= seconds
 
     for seed in range(10**6):
         try:
@@ -150,7 +166,7 @@ def batches_per_second(run: Any, seconds: float) -> float:
         except Stopped:
             break
     device.wait()
-    return (asked - WARM - 1) / (time.perf_counter() - began)
+    return (asked - warm - 1) / (time.perf_counter() - began)
 
 
 def _large(value: Value) -> float:
@@ -159,11 +175,13 @@ def _large(value: Value) -> float:
 
 def _run(job: Mapping[str, Any], recipe: Recipe) -> Any:
     """A Run that trains as a trial of `recipe` would, at its largest size."""
+    from cvtune.on_gpu import OnGpu
     from cvtune.train import Run
 
     alone = {"data.folds": None, "changes": (), "data.image_size": recipe.largest.image_size}
     once = recipe.replace({**alone, "data.report_images": None, "model.freeze_epochs": 0})
-    return Run(once, actor.opened(dict(job), once), workers=max(0, int(job["cpu"]) - 1))
+    data, workers = actor.opened(dict(job), once), max(0, int(job["cpu"]) - 1)
+    return Run(once, data, workers=workers, on_gpu=OnGpu(**job["on_gpu"]))
 
 
 def _evaluate_once(run: Any) -> None:

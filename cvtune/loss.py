@@ -33,7 +33,7 @@ class Loss(Protocol):
         logits: Tensor,
         y_a: Tensor,
         y_b: Tensor,
-        lam: float,
+        lam: float | Tensor,
         w_a: Tensor | None = None,
         w_b: Tensor | None = None,
         /,
@@ -136,13 +136,13 @@ def mixed(one: Weighed) -> Loss:
         logits: Tensor,
         y_a: Tensor,
         y_b: Tensor,
-        lam: float,
+        lam: float | Tensor,
         w_a: Tensor | None = None,
         w_b: Tensor | None = None,
         /,
     ) -> Tensor:
         logits = logits.float()
-        if lam == 1:
+        if not isinstance(lam, Tensor) and lam == 1:  # a tensor's value would have to be waited for
             return one(logits, y_a, w_a)
         return lam * one(logits, y_a, w_a) + (1 - lam) * one(logits, y_b, w_b)
 

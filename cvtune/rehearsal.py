@@ -77,6 +77,7 @@ class Rehearsal:
 
 def measure(study: Study, data: Any, seconds: float = MEASURE_S) -> Facts:
     """Images per second: `made` by one CPU that augments, `needed` by the model when batches cost nothing."""
+    from cvtune import device
     from cvtune.evaluation import never
     from cvtune.regularize import resolve
     from cvtune.train import Run, one_pass
@@ -84,7 +85,7 @@ def measure(study: Study, data: Any, seconds: float = MEASURE_S) -> Facts:
     recipe = study.recipe.replace(
         {"data.report_images": None, "changes": (), "data.image_size": study.recipe.largest.image_size}
     )
-    run, now = Run(recipe, data), resolve(recipe)
+    run, now = Run(recipe, data, on_gpu=study.resources.on_gpu), resolve(recipe)
     batches: list[Any] = []
     began, count = time.perf_counter(), 0
     fewest = recipe.optim.accumulate + 1  # one step of the optimizer, and the loader's first batch is slow
@@ -92,11 +93,12 @@ def measure(study: Study, data: Any, seconds: float = MEASURE_S) -> Facts:
         before = count
         for batch in run.loader.batches(run.used, recipe.data.batch_size, run.pipeline, seed=len(batches)):
             count += len(batch.targets)
-            batches = [*batches, batch][-fewest:]
+            batches = [*batches, batch._replace(images=batch.images.clone())][-fewest:]  # a GPU reuses that memory
             if time.perf_counter() - began >= seconds and len(batches) >= fewest:
                 break
         if count == before:
             raise DataError(f"{len(run.used)} training images make no batch: at least two are needed.")
+    device.wait()
     made = count / (time.perf_counter() - began)
     again: Any = _Again(batches)
     run.loader = again

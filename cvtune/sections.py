@@ -9,6 +9,7 @@ from pydantic import field_validator
 
 from cvtune.errors import ConfigError, did_you_mean
 from cvtune.fields import Section, field
+from cvtune.on_gpu import OnGpu
 from cvtune.recipe import FIELDS, Recipe
 from cvtune.room import selector
 
@@ -95,6 +96,21 @@ class Resources(Section):
         "trials share one as memory, speed and CPU cores allow, measured at the start. None: 1 where the cluster has "
         "any, else 0.",
     )
+    gpu_augment: Literal["auto", "on", "off"] = field(
+        "auto",
+        "Whether a GPU augments the images that it trains on, with other random numbers than the CPU. auto: photos "
+        "under the policy 'families' that fit into a quarter of its memory.",
+    )
+    gpu_graph: Literal["auto", "on", "off"] = field(
+        "auto",
+        "Whether a GPU is given each training step as one CUDA graph instead of kernel by kernel. auto: unless model "
+        "or loss are your own code, which may decide something anew for each batch; on: your code as well.",
+    )
+    gpu_mps: bool = field(
+        True,
+        "Whether trials that share a GPU do so by NVIDIA's Multi-Process Service, where it is installed: their kernels "
+        "run side by side instead of taking turns.",
+    )
     label: str | None = field(
         None,
         "Labels of the nodes that trials run on, such as 'ray.io/accelerator-type=H100' or 'KEY=in(A,B),OTHER=!C'; "
@@ -160,6 +176,11 @@ class Resources(Section):
     def labels(self) -> dict[str, str]:
         """`label` by key, as Ray takes it."""
         return selector(self.label)
+
+    @property
+    def on_gpu(self) -> OnGpu:
+        """What a trial's process is told of its GPU."""
+        return OnGpu(self.gpu_augment, self.gpu_graph)
 
     @property
     def cache_bytes(self) -> int | None:

@@ -11,29 +11,34 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cvtune.augment import Pipeline
 from cvtune.data import Dataset
 from cvtune.data.loader import Batch, Loader, derived_seed, report_order, subset
+from cvtune.device_loader import loader_of
 from cvtune.epoch import Epoch
 from cvtune.errors import CvtuneError
-from cvtune.evaluation import Stopped, clean_loss, evaluate, never
+from cvtune.evaluation import Seen, Stopped, clean_loss, evaluate, never
 from cvtune.evaluation import score_test as score_test  # as `own_loop` and `folds` have one
 from cvtune.kinds import PHOTO, to_json, values_of
+from cvtune.loss import Loss
 from cvtune.microbatch import MicroBatches, Share, counted, share_of
 from cvtune.mixing import Mixed, mix_batch
 from cvtune.models import build_model
 from cvtune.models.layout import arrange
 from cvtune.normalize import normalizer_of
+from cvtune.on_gpu import DEFAULT, OnGpu
 from cvtune.optim import Stepper
 from cvtune.probe_set import ProbeSet
 from cvtune.recipe import MUTABLE, Recipe, Value
+from cvtune.recorded import Forward, RecordedPass, Repeated
 from cvtune.regularize import number, resolve
 from cvtune.tasks import RULES
 from cvtune.team import ALONE, Team
@@ -55,6 +60,7 @@ class Run:
         workers: processes that augment beside the training process; 0: none.
         divides: whether a batch that does not fit into memory is trained in parts.
         team: the processes that train it together; this one alone by default.
+        on_gpu: what a GPU does beside training, where there is one.
 
     Attributes:
         step: reports of this trial so far. What is random follows from it and the trial's own seed, and not from
@@ -78,17 +84,18 @@ class Run:
         workers: int = 0,
         divides: bool = True,
         team: Team = ALONE,
+        on_gpu: OnGpu = DEFAULT,
     ) -> None:
         self.recipe, self.data, self.task, self.team = recipe, data, RULES[data.task], team
         self.device = torch.device(device or team.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        on_gpu = self.device.type == "cuda"
-        half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        self.autocast = torch.autocast(self.device.type, dtype=half, enabled=on_gpu)
-        self.scaler = torch.amp.GradScaler() if on_gpu and half == torch.float16 else None
+        is_gpu = self.device.type == "cuda"
+        half = torch.bfloat16 if is_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        self.autocast = torch.autocast(self.device.type, dtype=half, enabled=is_gpu)
+        self.scaler = torch.amp.GradScaler() if is_gpu and half == torch.float16 else None
         self.used = subset(data.train.labels, recipe.data.train_fraction, recipe.seed)
         self.clean = np.sort(np.random.default_rng(0).permutation(len(data.train.labels))[:CLEAN_SLICE])
-        self.loader = Loader(data.train, workers=workers, pin=on_gpu)
-        if on_gpu:
+        self.loader = loader_of(recipe, data, self.device, on_gpu) or Loader(data.train, workers, is_gpu)
+        if is_gpu:
             torch.backends.cudnn.benchmark = True  # the shape of a batch hardly changes
             torch.cuda.reset_peak_memory_stats(self.device)  # a warm process has trained other trials
         seed_everything(recipe.seed, 0)
@@ -98,6 +105,8 @@ class Run:
         self.layout = arrange(self.model.module.to(self.device), self.device)
         self.images = min(recipe.data.report_images or len(self.used), len(self.used))
         batches = max(1, -(-self.images // recipe.data.batch_size))
+        graphs = is_gpu and self.scaler is None and team.size == 1 and on_gpu.graphs(recipe)
+        self.recorded, self.looked = RecordedPass(self.model.module, graphs), Repeated(graphs)
         self.stepper = Stepper(self.model, resolve(recipe), max(1, -(-batches // recipe.optim.accumulate)))
         self.counts = None  # of the classes in the training images; to count pixels takes a while
         if recipe.loss.class_weight:
@@ -107,6 +116,7 @@ class Run:
         self.probe = ProbeSet(len(data.val.labels), data.val.masks is not None)
         self.tried: set[int] = set()  # batch sizes that the GPU knows kernels for
         self.values = values_of(data.kind, data.stats, recipe.data.window_low, recipe.data.window_high)
+        self.seen = Seen(self.device)
         self.normalized = normalizer_of(data, recipe, self.device, self.layout)
         self.apply(resolve(recipe))
 
@@ -122,6 +132,12 @@ class Run:
             self.task.build_loss(now, self.counts),
             number(now.regularize.label_smoothing),
         )
+        self.forward = _forward(self.model.module, self.loss_of, self.autocast)
+
+    def setting(self) -> Hashable:
+        """What `forward` depends on beside tensors."""
+        frozen = tuple(p.requires_grad for p in self.model.module.parameters())
+        return *self.model.in_force(), self.label_smoothing, self.pipeline.image_size, frozen
 
     def in_force(self) -> Iterator[tuple[str, Value]]:
         """Dotted name and value of all that may change in mid-training, read back from what trains.
@@ -280,12 +296,8 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
     loss_sum, norm_sum = (torch.zeros((), device=device) for _ in range(2))
     hits, told = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
     images, rates, waited = 0, [], run.loader.waited
-    team = run.team
+    team, setting = run.team, run.setting()
     batches = run.loader.batches(run.used[order], now.data.batch_size, pipeline, seed, team.rows)
-
-    def scaled(loss: torch.Tensor) -> torch.Tensor:
-        mean = loss / now.optim.accumulate
-        return run.scaler.scale(mean) if run.scaler else mean
 
     run.model.module.train()
     for count, batch in enumerate(batches, 1):
@@ -294,14 +306,8 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
         size = len(batch.targets) if team.size == 1 else min(now.data.batch_size, len(order) - images)
         mixed = _mixed(run, batch, size, generator)
 
-        def forward(rows: slice, mixed: Mixed = mixed) -> tuple[torch.Tensor, torch.Tensor]:
-            part = mixed.rows(rows)
-            with run.autocast:
-                logits = run.model.module(part.x)
-                return run.loss_of(logits, *part[1:]), logits
-
-        share = _share(run, now, mixed, size)
-        loss, logits = run.micro.backward(run.model.module, len(mixed.x), forward, scaled, share, team.size > 1)
+        left = (len(order) - images) // now.data.batch_size
+        loss, logits = _there_and_back(run, now, mixed, size, setting, left)
         images += size
         if count % now.optim.accumulate == 0 or images >= len(order) - 1:  # a last single image makes no batch
             team.add_gradients(run.model.module)
@@ -334,6 +340,42 @@ def _mixed(run: Run, batch: Batch, size: int, generator: torch.Generator) -> Mix
     weights = None if weights is None else run.team.whole(weights, size)
     mixed = mix_batch(run.normalized(images), targets, mixup, cutmix, generator, weights)
     return mixed.rows(run.team.rows(size))
+
+
+def _forward(module: nn.Module, loss_of: Loss, autocast: torch.autocast) -> Forward:
+    """Mean training loss (scalar) and logits of a batch, or of a part of it. Keeps alive all that it reads."""
+
+    def forward(mixed: Mixed) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast:
+            logits = module(mixed.x)
+            return loss_of(logits, *mixed[1:]), logits
+
+    return forward
+
+
+def _there_and_back(
+    run: Run, now: Recipe, mixed: Mixed, size: int, setting: Hashable, left: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean loss (scalar) and logits of a batch; its gradients are added to those that the parameters have.
+
+    `size` counts the images of the whole batch, `left` the whole batches to come; `setting` is that of `Run.setting`.
+    """
+    accumulate, micro = now.optim.accumulate, run.micro
+
+    def scaled(loss: torch.Tensor) -> torch.Tensor:
+        mean = loss / accumulate
+        return run.scaler.scale(mean) if run.scaler else mean
+
+    if micro.size is None or len(mixed.x) <= micro.size:
+        done = run.recorded(mixed, setting, left, run.forward, scaled, accumulate > 1)
+        if done is not None:
+            return done
+    share = _share(run, now, mixed, size)
+
+    def part(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return run.forward(mixed.rows(rows))
+
+    return micro.backward(run.model.module, len(mixed.x), part, scaled, share, run.team.size > 1)
 
 
 def _share(run: Run, now: Recipe, mixed: Mixed, size: int) -> Share | None:

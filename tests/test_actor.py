@@ -44,6 +44,8 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "folders": {},
         "cwd": str(Path.cwd()),
         "cpu": 1,
+        "on_gpu": {},
+        "mps": False,
         "gpu": 0,
         "widens": False,
         "strip": 4,

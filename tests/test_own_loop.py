@@ -156,7 +156,16 @@ def config(tmp_path: Path) -> dict[str, Any]:
     data = open_dataset(settings.data, settings.recipe.data, tmp_path / "cache", None, 1)
     of_recipe = recipe("good").model_dump(mode="json", exclude_defaults=True)
     shared = {"source": settings.data.model_dump(mode="json"), "cache": str(tmp_path / "cache"), "cache_bytes": None}
-    job = {"roots": (), "folders": {}, "cwd": str(Path.cwd()), "cpu": 1, "strip": 4, "hang_s": 600}
+    job = {
+        "roots": (),
+        "folders": {},
+        "cwd": str(Path.cwd()),
+        "cpu": 1,
+        "on_gpu": {},
+        "mps": False,
+        "strip": 4,
+        "hang_s": 600,
+    }
     job |= {"gpu": 0, "widens": False}
     place = {"study": str(tmp_path / "study"), "trial": "00000", "halt": str(tmp_path / "halt"), "deadline": None}
     images = {"store": str(data.store), "fingerprint": data.fingerprint}

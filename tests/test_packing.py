@@ -99,6 +99,8 @@ def job(tmp_path: Path) -> dict[str, Any]:
         "folders": {},
         "cwd": str(Path.cwd()),
         "cpu": 1,
+        "on_gpu": {},
+        "mps": False,
         "source": STUDY.data.model_dump(mode="json"),
         "base": STUDY.recipe.model_dump(mode="json"),
         "cache": str(tmp_path / "cache"),

@@ -483,7 +483,14 @@ def test_a_trial_leaves_a_strip_and_what_the_tables_tell_of_the_test_images(
     assert [path.name for path in (trial / "1" / "media").iterdir()] == ["1.png"]
     checkpoint.save(trial / "1" / "checkpoints" / "1", run.state_dict(), epoch.numbers())
     assert checkpoint.load(trial / "1" / "checkpoints" / "1")[1] == epoch.numbers()
-    config = {"study": str(tmp_path), "trial": "00000", "cpu": 1, "recipe": run.recipe.model_dump(mode="json")}
+    config = {
+        "study": str(tmp_path),
+        "trial": "00000",
+        "cpu": 1,
+        "on_gpu": {},
+        "mps": False,
+        "recipe": run.recipe.model_dump(mode="json"),
+    }
     scores = actor.score_test(config)
     assert json.loads(json.dumps(scores)) == scores and scores["test_loss"] > 0
     record = TrialRecord("00000", 0, "confirm", "", {}, run.recipe, 0.0, test=scores)

@@ -52,6 +52,8 @@ def config(tmp: Path, name: str, gpu: int, **changes: Any) -> dict[str, Any]:
         "folders": {},
         "cwd": str(Path.cwd()),
         "cpu": 1,
+        "on_gpu": {},
+        "mps": False,
         "gpu": gpu,
         "widens": False,
         "strip": 0,

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
@@ -100,7 +101,7 @@ class Loader:
         Image i gets `sample_seed(seed, i)`, another one at each further draw. The last batch may be smaller, but
         has at least two images. Ends an iteration that is still under way.
         """
-        tickets = _tickets(order, len(self._batches.part.labels))
+        tickets = tickets_of(order, len(self._batches.part.labels))
         starts = range(0, len(tickets), batch_size)
         chunks = [tickets[start : start + batch_size] for start in starts]
         pin_here = self._pin and self._workers is None  # else the DataLoader pins, since a worker cannot
@@ -120,6 +121,12 @@ def sample_seed(seed: int, ticket: int) -> int:
     """A well-mixed seed in 0..2**64-1 for one image (splitmix64, Steele et al. 2014)."""
     z = (_mix(seed) + ticket * 0x9E3779B97F4A7C15) & _MASK
     return _mix(z)
+
+
+def sample_seeds(seed: int, tickets: Labels) -> npt.NDArray[np.uint64]:
+    """`sample_seed` of each ticket, (M,)."""
+    with np.errstate(over="ignore"):
+        return _mix_all(np.uint64(_mix(seed)) + tickets.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def derived_seed(seed: int, number: int) -> int:
@@ -237,7 +244,8 @@ def _kept(make: Augmenter) -> Augmenter:
     return make
 
 
-def _tickets(order: Labels, total: int) -> Labels:
+def tickets_of(order: Labels, total: int) -> Labels:
+    """The ticket of each draw, int64 (M,): the index of its image + `total` x earlier draws of it in `order`."""
     by_index = np.argsort(order, kind="stable")
     ranked = order[by_index]
     draws = np.empty(len(order), np.int64)
@@ -250,6 +258,13 @@ def _mix(z: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)
+
+
+def _mix_all(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def _one_thread(_worker: int) -> None:

@@ -1,21 +1,22 @@
-"""One GPU: a trial of ours beside a textbook mixed-precision loop, and several trials at once beside one after another.
+"""One GPU: a trial of ours beside a textbook mixed-precision loop.
 
-    PYTHONPATH=. python tests/bench/gpu_loop.py --rounds 3                   # the loop
-    PYTHONPATH=. python tests/bench/gpu_loop.py --rounds 3 --at-once 1 2 4 8 # trial-epochs per hour
+    PYTHONPATH=. python tests/bench/gpu_loop.py --rounds 3
 
 A ResNet-18 for images of 32 px (3 x 3 stem, no pooling after it) and made-up images, so that nothing is downloaded; the
-same pipeline, batch size and optimizer on both sides, validation images scored after each epoch. The first epoch of a
-run does not count: it fills caches and chooses kernels. Works on a CPU too, to see that it runs (`--images 64`).
+same batch size and optimizer on all sides, validation images scored after each epoch. The textbook augments by padding,
+crop and flip, ours by the policy "families" of strength 0.5, which does more, or by the textbook's pipeline. The first
+epoch of a run does not count: it fills caches and chooses kernels. Works on a CPU too, to see that it runs (`--images
+64`).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import albumentations as A
@@ -26,7 +27,10 @@ from torch import nn
 from torchvision.models import resnet18
 
 from cvtune.data import Dataset, Part
+from cvtune.models import build_model
+from cvtune.on_gpu import OnGpu
 from cvtune.recipe import Recipe
+from cvtune.regularize import resolve
 from cvtune.train import Run, train
 
 SIZE, CLASSES, BATCH, RATE = 32, 10, 128, 0.05
@@ -64,14 +68,19 @@ class Images(torch.utils.data.Dataset[Any]):
         return self.transform(image=self.known.images[i])["image"], int(self.known.labels[i])
 
 
-def textbook(images: int, epochs: int) -> Iterator[None]:
+def textbook(images: int, epochs: int, model: str = "resnet18") -> Iterator[None]:
     """The loop of PyTorch's recipe for automatic mixed precision, with the loader's workers of its tutorials."""
 
     plain = A.Compose([A.Normalize(), A.pytorch.ToTensorV2()])
     options: dict[str, Any] = {"batch_size": BATCH, "num_workers": 4, "pin_memory": DEVICE == "cuda"}
     batches = torch.utils.data.DataLoader(Images(part(images, 0), pipeline()), shuffle=True, drop_last=True, **options)
     held_out = torch.utils.data.DataLoader(Images(part(images // 5, 1), plain), **options)
-    net = network().to(DEVICE)
+    net = (
+        network()
+        if model == "resnet18"
+        else build_model(resolve(recipe_of(model, "families", 1)), CLASSES, SIZE).module
+    )
+    net = net.to(DEVICE)
     optimizer = torch.optim.SGD(net.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
     scaler = torch.amp.GradScaler(DEVICE, enabled=DEVICE == "cuda")
     for _ in range(epochs):
@@ -89,28 +98,43 @@ def textbook(images: int, epochs: int) -> Iterator[None]:
         yield
 
 
-def ours(images: int, epochs: int) -> Iterator[None]:
-    recipe = Recipe().replace(
-        {
-            "model.name": "python:gpu_loop:network",
-            "augment.policy": "python:gpu_loop:pipeline",
-            "data.image_size": SIZE,
-            "data.batch_size": BATCH,
-            "regularize.strength": None,
-            "max_epochs": epochs,
-            "optim.name": "sgd",
-            "optim.lr": RATE,
-            "optim.momentum": 0.9,
-            "regularize.l2": 5e-4,
-        }
-    )
+def made_up(images: int) -> Dataset:
     names = tuple(map(str, range(CLASSES)))
-    data = Dataset(names, part(images, 0), part(images // 5, 1), part(0, 2), "made up", (), (), None)
-    for _ in train(Run(recipe, data, DEVICE, workers=4)):
+    return Dataset(names, part(images, 0), part(images // 5, 1), part(0, 2), "made up", (), (), None)
+
+
+def recipe_of(model: str, policy: str, epochs: int) -> Recipe:
+    """The textbook's settings; `model` is "resnet18" (the network above) or a name that cvtune knows."""
+    values = {
+        "model.name": "python:gpu_loop:network" if model == "resnet18" else model,
+        "augment.policy": policy,
+        "augment.strength": 0.5,
+        "data.image_size": SIZE,
+        "data.batch_size": BATCH,
+        "regularize.strength": None,
+        "max_epochs": epochs,
+        "optim.name": "sgd",
+        "optim.lr": RATE,
+        "optim.momentum": 0.9,
+        "regularize.l2": 5e-4,
+    }
+    return Recipe().replace(values)
+
+
+def ours(policy: str, on_gpu: OnGpu, images: int, epochs: int, workers: int = 4) -> Iterator[None]:
+    for _ in train(Run(recipe_of("resnet18", policy, epochs), made_up(images), DEVICE, workers, on_gpu=on_gpu)):
         yield
 
 
-SIDES = {"ours": ours, "textbook": textbook}
+SAME = "python:gpu_loop:pipeline"
+SIDES: dict[str, Callable[[int, int], Iterator[None]]] = {
+    "ours": partial(ours, "families", OnGpu(graph="on")),
+    "ours, augmented by the CPU": partial(ours, "families", OnGpu(augment="off", graph="on")),
+    "ours, kernel by kernel": partial(ours, "families", OnGpu(graph="off")),
+    "ours, neither": partial(ours, "families", OnGpu(augment="off", graph="off")),
+    "ours, the textbook's pipeline": partial(ours, SAME, OnGpu(graph="on")),
+    "textbook": textbook,
+}
 
 
 def seconds(side: str, images: int, epochs: int) -> float:
@@ -119,31 +143,24 @@ def seconds(side: str, images: int, epochs: int) -> float:
     return statistics.median(np.diff(marks))
 
 
-def rate(side: str, images: int, epochs: int, at_once: int) -> float:
-    """Epochs per hour of all trials, `at_once` in processes of their own; start and first epochs included for all."""
-    with ProcessPoolExecutor(at_once, get_context("spawn")) as pool:
-        begun = time.perf_counter()
-        list(pool.map(seconds, [side] * at_once, [images] * at_once, [epochs] * at_once))
-        return 3600 * at_once * (epochs + 1) / (time.perf_counter() - begun)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000, help="for training; a fifth of that for validation")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--at-once", type=int, nargs="*", default=[], help="trials in processes of their own")
+    parser.add_argument("--sides", nargs="*", choices=list(SIDES), default=list(SIDES))
     given = parser.parse_args()
     print(torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU: only to see that it runs")
-    todo = [("ours", n) for n in given.at_once] + [("textbook", 1)] if given.at_once else [(s, 0) for s in SIDES]
-    found: dict[tuple[str, int], list[float]] = {which: [] for which in todo}
+    found: dict[str, list[float]] = {side: [] for side in given.sides}
     for number in range(given.rounds):
-        for side, at_once in todo if number % 2 == 0 else todo[::-1]:
-            args = side, given.images, given.epochs
-            found[side, at_once].append(rate(*args, at_once) if at_once else seconds(*args))
-    for (side, at_once), values in found.items():
-        told = f"{at_once} at once: {{:.0f}} epochs per hour" if at_once else "{:.3f} s per epoch"
-        print(f"{side}, {told.format(statistics.median(values))} ({min(values):.3g} to {max(values):.3g})")
+        for side in given.sides if number % 2 == 0 else given.sides[::-1]:
+            found[side].append(seconds(side, given.images, given.epochs))
+    for side, values in found.items():
+        ratio = statistics.median(found["textbook"]) / statistics.median(values) if "textbook" in found else math.nan
+        between = f"{min(values):.3f} to {max(values):.3f}"
+        print(
+            f"{side}: {statistics.median(values):.3f} s per epoch ({between}), {ratio:.2f} times faster than textbook"
+        )
 
 
 if __name__ == "__main__":
