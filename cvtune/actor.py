@@ -7,7 +7,6 @@ what ends the process instead (a lost node, a kill) is Ray's to retry, from the 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import io
 import os
@@ -24,6 +23,7 @@ from cvtune import mps
 from cvtune.durable import is_full, open_log, write_whole
 from cvtune.epoch import Epoch
 from cvtune.errors import DataError, root_of, told
+from cvtune.heap import keep_memory
 from cvtune.pulse import Pulse, die_hung
 from cvtune.recipe import Data, Recipe
 from cvtune.sections import Source
@@ -290,20 +290,6 @@ def limit_threads(cpus: float) -> None:
 
     torch.set_num_threads(max(1, int(cpus)))
     cv2.setNumThreads(0)
-
-
-def keep_memory() -> None:
-    """Let glibc keep what a batch frees for the next one.
-
-    By default it gives memory back to the system after every batch: measured with two trials at once on photos of
-    64 px, 45,000 to 110,000 page faults per epoch and 5 % of the time. Another C library does without. What is too
-    large to be kept comes in huge pages: measured, 5 instead of 16 ms for 64 photos of 224 px as floats.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch when it first needs memory
-    with contextlib.suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: its largest value
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def opened(config: dict[str, Any], recipe: Recipe) -> Any:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvtune.augment import Pipeline
-from cvtune.data.dataset import Dataset, Images, Part
+from cvtune.data.dataset import Dataset, DecodedImages, Images, Part
 from cvtune.data.listing import Labels
 from cvtune.data.loader import Batch, sample_seeds, tickets_of
 from cvtune.device_augment import DevicePipeline, can_augment, moves
@@ -35,7 +35,9 @@ def bytes_of(images: Images, most: int) -> int:
 
 
 def fits(images: Images, device: torch.device) -> bool:
-    """Whether there is room for images on a GPU."""
+    """Whether there is room for images on a GPU. Those that are decoded at each access are too many for a disk."""
+    if isinstance(images, DecodedImages):
+        return False
     memory = torch.cuda.get_device_properties(device).total_memory
     most = int(SHARE * memory * torch.cuda.get_per_process_memory_fraction())
     return bytes_of(images, most) <= most
@@ -67,7 +69,7 @@ class DeviceLoader:
         self._targets = torch.from_numpy(told).to(device)
         self._weights = None if part.weights is None else torch.from_numpy(part.weights).to(device)
         self._photos: tuple[object, Flat, int] | None = None  # what they were made for, the photos, `side`
-        self._repeated = Repeated(records, warm=1, worth=3)  # it has no kernels to choose from
+        self._repeated = self._fresh()
 
     def batches(
         self,
@@ -98,11 +100,14 @@ class DeviceLoader:
             weights = None if self._weights is None else self._weights[there]
             yield Batch(images[mine][rows(count)], self._targets[there], weights)
 
+    def _fresh(self) -> Repeated:
+        return Repeated(self._records, warm=1, worth=3)  # it has no kernels to choose from
+
     def _held(self, make: Pipeline) -> tuple[Flat, int]:
         """The photos and the side that `DevicePipeline` wants to know."""
         still = None if moves(make.augment) else (make.image_size, make.fit)
         if self._photos is None or self._photos[0] != (still, make.fit):
-            self._photos = self._recording = None  # their room is wanted
+            self._photos, self._repeated = None, self._fresh()  # their room is wanted
             prepare = (lambda image: image) if still is None else (lambda image: to_square(image, *still))
             flat = flatten(self._part.images, prepare).to(self._device)
             shorter, longer = torch.minimum(flat.heights, flat.widths), torch.maximum(flat.heights, flat.widths)

@@ -169,7 +169,7 @@ def predictions(
                 run.tried.add(len(rows))
                 look(batch)
             began = _mark(run.device)
-            (logits,) = run.looked(look, id(module), 1, batch)
+            (logits,) = run.looked(look, id(module), 1, batch.to(run.device, non_blocking=True))
             logits = logits.clone() if run.device.type == "cuda" else logits  # the next batch may lie there
             laps.append((began, _mark(run.device)))
         yield logits, evaluation_targets(part, rows, data.image_size, data.fit)

@@ -18,6 +18,7 @@ from cvtune import actor
 from cvtune.crew import tell
 from cvtune.errors import told
 from cvtune.evaluation import Stopped, never
+from cvtune.heap import keep_memory
 from cvtune.team import Team, join
 from cvtune.train import begin_pass, one_pass, seed_pass
 
@@ -53,7 +54,7 @@ def main() -> None:
     """Meet the others and follow."""
     size, folder, rank = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    actor.keep_memory()
+    keep_memory()
     try:
         (folder / f"ready-{rank}").touch()
         follow(join(rank, size, folder))

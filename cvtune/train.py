@@ -17,20 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from cvtune.augment import Pipeline
+from cvtune.backward import forward_of, mixed_of, there_and_back
 from cvtune.data import Dataset
-from cvtune.data.loader import Batch, Loader, derived_seed, report_order, subset
+from cvtune.data.loader import Loader, derived_seed, report_order, subset
 from cvtune.device_loader import loader_of
 from cvtune.epoch import Epoch
 from cvtune.errors import CvtuneError
 from cvtune.evaluation import Seen, Stopped, clean_loss, evaluate, never
 from cvtune.evaluation import score_test as score_test  # as `own_loop` and `folds` have one
 from cvtune.kinds import PHOTO, to_json, values_of
-from cvtune.loss import Loss
-from cvtune.microbatch import MicroBatches, Share, counted, share_of
-from cvtune.mixing import Mixed, mix_batch
+from cvtune.microbatch import MicroBatches
 from cvtune.models import build_model
 from cvtune.models.layout import arrange
 from cvtune.normalize import normalizer_of
@@ -38,7 +36,7 @@ from cvtune.on_gpu import DEFAULT, OnGpu
 from cvtune.optim import Stepper
 from cvtune.probe_set import ProbeSet
 from cvtune.recipe import MUTABLE, Recipe, Value
-from cvtune.recorded import Forward, RecordedPass, Repeated
+from cvtune.recorded import RecordedPass, Repeated
 from cvtune.regularize import number, resolve
 from cvtune.tasks import RULES
 from cvtune.team import ALONE, Team
@@ -132,7 +130,7 @@ class Run:
             self.task.build_loss(now, self.counts),
             number(now.regularize.label_smoothing),
         )
-        self.forward = _forward(self.model.module, self.loss_of, self.autocast)
+        self.forward = forward_of(self.model.module, self.loss_of, self.autocast)
 
     def setting(self) -> Hashable:
         """What `forward` depends on beside tensors."""
@@ -304,10 +302,10 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
         if team.agreed(stop()):
             raise Stopped
         size = len(batch.targets) if team.size == 1 else min(now.data.batch_size, len(order) - images)
-        mixed = _mixed(run, batch, size, generator)
+        mixed = mixed_of(run, batch, size, generator)
 
         left = (len(order) - images) // now.data.batch_size
-        loss, logits = _there_and_back(run, now, mixed, size, setting, left)
+        loss, logits = there_and_back(run, now, mixed, size, setting, left)
         images += size
         if count % now.optim.accumulate == 0 or images >= len(order) - 1:  # a last single image makes no batch
             team.add_gradients(run.model.module)
@@ -326,71 +324,6 @@ def one_pass(run: Run, now: Recipe, seed: int, stop: Callable[[], bool]) -> Pass
         images=images,
         waited=run.loader.waited - waited,
     )
-
-
-def _mixed(run: Run, batch: Batch, size: int, generator: torch.Generator) -> Mixed:
-    """This process's rows of a batch of `size` images, as it trains on them. Images are mixed with all of the batch."""
-    mixup, cutmix = run.pipeline.augment.mixup, run.pipeline.augment.cutmix
-    targets = batch.targets.to(run.device, non_blocking=True)
-    weights = None if batch.weights is None else batch.weights.to(run.device, non_blocking=True)
-    if run.team.size == 1 or not (mixup or cutmix):
-        return mix_batch(run.normalized(batch.images), targets, mixup, cutmix, generator, weights)
-    images = run.team.whole(batch.images.to(run.device, non_blocking=True), size)
-    targets = run.team.whole(targets, size)
-    weights = None if weights is None else run.team.whole(weights, size)
-    mixed = mix_batch(run.normalized(images), targets, mixup, cutmix, generator, weights)
-    return mixed.rows(run.team.rows(size))
-
-
-def _forward(module: nn.Module, loss_of: Loss, autocast: torch.autocast) -> Forward:
-    """Mean training loss (scalar) and logits of a batch, or of a part of it. Keeps alive all that it reads."""
-
-    def forward(mixed: Mixed) -> tuple[torch.Tensor, torch.Tensor]:
-        with autocast:
-            logits = module(mixed.x)
-            return loss_of(logits, *mixed[1:]), logits
-
-    return forward
-
-
-def _there_and_back(
-    run: Run, now: Recipe, mixed: Mixed, size: int, setting: Hashable, left: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean loss (scalar) and logits of a batch; its gradients are added to those that the parameters have.
-
-    `size` counts the images of the whole batch, `left` the whole batches to come; `setting` is that of `Run.setting`.
-    """
-    accumulate, micro = now.optim.accumulate, run.micro
-
-    def scaled(loss: torch.Tensor) -> torch.Tensor:
-        mean = loss / accumulate
-        return run.scaler.scale(mean) if run.scaler else mean
-
-    if micro.size is None or len(mixed.x) <= micro.size:
-        done = run.recorded(mixed, setting, left, run.forward, scaled, accumulate > 1)
-        if done is not None:
-            return done
-    share = _share(run, now, mixed, size)
-
-    def part(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return run.forward(mixed.rows(rows))
-
-    return micro.backward(run.model.module, len(mixed.x), part, scaled, share, run.team.size > 1)
-
-
-def _share(run: Run, now: Recipe, mixed: Mixed, size: int) -> Share | None:
-    """What some of this process's rows count for in the loss of the batch; None: their share of its rows.
-
-    A user's loss is a mean over images, whatever is labelled of them; see `loss.user_loss`.
-    """
-    factor, by_labels = float(run.team.counts(size)), now.loss.name == "cross_entropy"
-    if run.team.size == 1:
-        return (lambda rows: share_of(mixed, counted(mixed), rows)) if by_labels else None
-    if not by_labels:
-        return lambda rows: factor * (rows.stop - rows.start) / size
-    of = counted(mixed) * factor
-    run.team.add(of)
-    return lambda rows: factor * share_of(mixed, of, rows)
 
 
 def seed_everything(seed: int, step: int) -> int:
