@@ -105,8 +105,7 @@ class TrialActor(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._release()
-        self._failed, self._broken, self._attempt, self._config = "", None, 0, config
-        self._loaded = None
+        self._failed, self._broken, self._loaded, self._attempt, self._config = "", None, None, 0, config
         self._folder = Path(config["study"]) / "trials" / config["trial"]
         self._attempt = _new_attempt(self._folder)
         self._pulse = Pulse(
@@ -387,7 +386,6 @@ def draw_strip(run: Any, count: int, folder: Path) -> None:
 
 
 def _line(epoch: Epoch) -> str:
-    of_task = ("val_mean_iou", "val_map")
-    shown = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", *of_task, "lr", "seconds")
+    shown = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mean_iou", "val_map", "lr", "seconds")
     known = {name: value for name in shown if (value := getattr(epoch, name)) is not None}
     return f"epoch {epoch.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in known.items())

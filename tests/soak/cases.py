@@ -254,7 +254,8 @@ def out_of_memory(bench: Bench) -> str | None:
         kills = (group / "memory.oom_control").read_text().split()[-1]
     ill = [record for record in history.trials.values() if record.reason != "completed"]
     assert ill and {record.reason for record in ill} <= {"oom_host", "infra_lost"}
-    return f"{len(ill)} of 4 trials end as {dict(reasons(history))} after {kills} kills; message: {ill[0].message!r}"
+    said = f"{ill[0].message[:70]!r}..."
+    return f"{len(ill)} of 4 trials end as {dict(reasons(history))} after {kills} kills; message: {said}"
 
 
 def twentieth(bench: Bench) -> str | None:

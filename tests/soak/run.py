@@ -51,7 +51,9 @@ def line(row: dict[str, Any]) -> str:
     """A row of the table."""
     times = row["recovered"]
     waited = f"{times['median']:.0f} s, at most {times['most']:.0f} s" if times else "-"
-    return f"| {row['fault']} | {row['how']} | {row['times']} | {row['said']} | {row['again']} epochs | {waited} |"
+    return (
+        f"| {row['fault']} | {row['how']} | {row['times'] or '-'} | {row['said']} | {row['again']} epochs | {waited} |"
+    )
 
 
 def table(folder: Path) -> str:
