@@ -216,7 +216,8 @@ def _settled(study: Study, usable: Sequence[_Usable]) -> Study:
 def _write(folder: Path, study: Study, usable: Sequence[_Usable], told: Mapping[str, Any]) -> None:
     """`study.json`, a journal that says what happened as far as it is known, and tables."""
     provenance = {"created": time.time(), "command": sys.argv, "versions": {"cvtune": __version__}}
-    (folder / "journal").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # as `lease.Lease` makes it
+    (folder / "journal").mkdir(exist_ok=True)
     journal = Journal(folder / "journal" / "0001.jsonl")
     opened = {"term": 1, "saw_term": 0, "saw": 0, "host": platform.node(), "pid": os.getpid(), "resources": {}}
     journal.append("open", opened)

@@ -41,6 +41,7 @@ class Lease:
     def __init__(self, study: Path) -> None:
         self.path = study / "lease.json"
         refuse_if_owned(study)
+        study.mkdir(mode=0o700, parents=True, exist_ok=True)  # who shares it opens it; one that exists stays as it is
         journals = study / "journal"
         journals.mkdir(parents=True, exist_ok=True)
         self.term = 1 + max((int(p.stem) for p in journals.glob("*.jsonl") if p.stem.isdigit()), default=0)

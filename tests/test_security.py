@@ -27,6 +27,7 @@ from cvtune.durable import write_whole
 from cvtune.errors import ConfigError, CvtuneError
 from cvtune.event import Event
 from cvtune.history import History
+from cvtune.lease import Lease
 from cvtune.report import compare, curves, page
 from tests.report.made import write_study
 from tests.test_architecture import each_module, tree
@@ -189,8 +190,21 @@ def test_nor_an_attempt(attempt: Any) -> None:
         history.apply(Event({"kind": "segment", "trial": "00000", "attempt": attempt, "segment": 0, "node": ""}))
 
 
-def test_files_follow_the_umask(tmp_path: Path) -> None:
-    """A study folder has the permissions of a user's other results; who wants it private sets a umask."""
+def test_a_study_is_its_users_alone_until_it_is_shared(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = tmp_path / "runs" / "study"
+        Lease(folder).release()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o755  # which may hold those of others
+        folder.chmod(0o755)
+        Lease(folder).release()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    finally:
+        os.umask(before)
+
+
+def test_files_in_a_study_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         write_whole(tmp_path / "open", "x")
