@@ -426,7 +426,7 @@ def loss(logits, target, recipe):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_dies_when_it_is_handed_to_its_next_trial_costs_no_trial(tmp_path: Path) -> None:
     """Ray Tune tells of it twice, gives the trial up the second time, and would not start it again either."""
     (tmp_path / "deadly.py").write_text(DEADLY)
