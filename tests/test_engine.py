@@ -471,7 +471,7 @@ def policy(strength, image_size):
 def test_a_trial_without_progress_is_ended_taken_up_once_and_called_hung(tmp_path: Path, where: str) -> None:
     """In its own process or in the loader's, which would keep the connection to Ray open."""
     (tmp_path / "hanging.py").write_text(HANGING)
-    settings = [where, "budget.trials=1", "resources.hang_s=2", "resources.cpu=2"]
+    settings = [where, "budget.trials=1", "resources.hang_s=4", "resources.cpu=2"]
     done = cvtune("run", "digits", *QUICK, *(part for s in settings for part in ("--set", s)), tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     study = tmp_path / "studies" / "digits"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cvtune import mps
@@ -22,6 +22,7 @@ if [ "$1" = -f ]; then
 fi
 kill "$(cat "$CUDA_MPS_PIPE_DIRECTORY/control")"
 """
+KEEPER = ["-m", "cvtune.mps"]
 JOINER = """
 import os, sys, time
 from pathlib import Path
@@ -98,8 +99,8 @@ def test_who_joins_after_the_end_gets_a_new_daemon(place: Path) -> None:
 def test_a_keeper_that_was_killed_is_followed_by_another(place: Path) -> None:
     first = joiner(place)
     answer(first)
-    keepers = subprocess.run(["pgrep", "-f", f"cvtune.mps {place}"], capture_output=True, text=True, check=True).stdout
-    os.kill(int(keepers.split()[0]), signal.SIGKILL)
+    (keeper,) = (p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:] == [*KEEPER, str(place)])
+    keeper.kill()
     second = joiner(place)
     assert answer(second).startswith("True")
     for process in (first, second):
