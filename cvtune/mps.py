@@ -9,7 +9,6 @@ a file, which the kernel releases however the process ends. A daemon that somebo
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import shutil
@@ -18,8 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import IO
+
+from cvtune.pulse import die_with_parent
 
 CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
@@ -91,7 +93,9 @@ def keep(place: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
         environment |= {PIPES: str(place), LOGS: str(place)}
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        daemon = subprocess.Popen([CONTROL, "-f"], env=environment, preexec_fn=_end_with_parent, **quiet)  # type: ignore[call-overload]
+        daemon = subprocess.Popen(
+            [CONTROL, "-f"], env=environment, preexec_fn=partial(die_with_parent, signal.SIGTERM), **quiet
+        )  # type: ignore[call-overload]
         left_at = time.monotonic()
         while daemon.poll() is None and time.monotonic() - left_at < LINGERS_S:
             time.sleep(0.5)
@@ -138,11 +142,6 @@ def _answers(place: Path) -> bool:
             return True
         time.sleep(0.1)
     return False
-
-
-def _end_with_parent() -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

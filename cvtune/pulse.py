@@ -115,11 +115,11 @@ def die_hung(folder: Path) -> NoReturn:
         os._exit(HUNG_EXIT)
 
 
-def die_with_parent() -> None:
-    """Have this process killed once the thread that forked it ends, however it does; on Linux, else nothing.
+def die_with_parent(by: int = signal.SIGKILL) -> None:
+    """Have this process ended by a signal once the thread that forked it ends, however it does; on Linux, else nothing.
 
     A forked process holds its parent's connections. Where it outlives the parent because it hangs, whoever waits at
     their other ends, as Ray does, never learns that the parent is gone.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)

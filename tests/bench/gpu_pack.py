@@ -3,8 +3,8 @@
     PYTHONPATH=. python tests/bench/gpu_pack.py --model small_resnet --at-once 1 2 4 8 16
 
 Trial-epochs per hour of so many trials together, everything but the start included: augmentation, training, evaluation.
-Processes are what cvtune offers (`resources.gpu=auto`), once as they are and once under NVIDIA's MPS (`--mps`, where it
-is installed), which lets kernels of several processes run at the same time. Threads (each with a stream of its own)
+Processes are what cvtune offers (`resources.gpu=auto`), once as they are and once under NVIDIA's MPS (where it is
+installed), which lets kernels of several processes run at the same time. Threads (each with a stream of its own)
 train in one process. Fused trials are measured without augmentation and evaluation: stacked parameters under vmap, one
 recorded step for all, beside that of one, in trial-steps per second and all in bfloat16: more than a trial could get.
 """
@@ -12,10 +12,6 @@ recorded step for all, beside that of one, in trial-steps per second and all in 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +24,7 @@ import torch.nn.functional as F
 from gpu_loop import BATCH, CLASSES, DEVICE, SIZE, made_up, network, recipe_of, textbook
 from torch import Tensor
 
+from cvtune import mps
 from cvtune.models import build_model
 from cvtune.on_gpu import OnGpu
 from cvtune.packing import ENOUGH
@@ -159,28 +156,13 @@ def _fused_step(module: torch.nn.Module, params: Any, buffers: Any, momentum: An
     return step
 
 
-@contextlib.contextmanager
-def mps() -> Iterator[None]:
-    """NVIDIA's Multi-Process Service, for the processes started meanwhile."""
-    with tempfile.TemporaryDirectory() as folder:
-        own = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        os.environ.update(own)
-        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
-        try:
-            yield
-        finally:
-            subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", check=True)
-            for name in own:
-                del os.environ[name]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small_resnet", help="'resnet18', or a name that cvtune knows")
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--at-once", type=int, nargs="*", default=[1, 2, 4, 8])
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--ways", nargs="*", default=["textbook", "processes", "threads", "fused"])
+    parser.add_argument("--ways", nargs="*", default=["textbook", "processes", "mps", "threads", "fused"])
     given = parser.parse_args()
     print(torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU: only to see that it runs", given.model)
     args = given.model, given.images, given.at_once, given.seconds
@@ -193,8 +175,11 @@ def main() -> None:
             for number, steps in fused(given.model, given.at_once, given.seconds).items():
                 print(f"fused {number}: {steps:.0f} trial-steps per second", flush=True)
         else:
-            with mps() if way == "mps" else contextlib.nullcontext():
-                found = (threads if way == "threads" else processes)(*args)
+            if way == "mps" and not mps.join():
+                print("mps: it is not installed here", flush=True)
+                continue
+            found = (threads if way == "threads" else processes)(*args)
+            mps.leave()
             mean = {number: sum(rates) / len(rates) for number, rates in found.items()}
             for number, rates in found.items():
                 print(f"{way} {number}: {', '.join(f'{r:.0f}' for r in rates)} epochs per hour together", flush=True)
