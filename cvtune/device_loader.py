@@ -13,6 +13,7 @@ from cvtune.augment import Pipeline
 from cvtune.data.dataset import Dataset, DecodedImages, Images, Part
 from cvtune.data.listing import Labels
 from cvtune.data.loader import Batch, sample_seeds, tickets_of
+from cvtune.device import allowed_bytes
 from cvtune.device_augment import DevicePipeline, can_augment, moves
 from cvtune.device_pixels import Flat
 from cvtune.on_gpu import OnGpu
@@ -38,8 +39,7 @@ def fits(images: Images, device: torch.device) -> bool:
     """Whether there is room for images on a GPU. Those that are decoded at each access are too many for a disk."""
     if isinstance(images, DecodedImages):
         return False
-    memory = torch.cuda.get_device_properties(device).total_memory
-    most = int(SHARE * memory * torch.cuda.get_per_process_memory_fraction())
+    most = int(SHARE * allowed_bytes(device))
     return bytes_of(images, most) <= most
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from cvtune import strips
 from cvtune.data import Part
 from cvtune.data.loader import evaluation_batch, evaluation_targets
+from cvtune.device import allowed_bytes
 from cvtune.epoch import METRICS, Score
 from cvtune.errors import DataError
 from cvtune.kinds import shown
@@ -40,10 +41,7 @@ class Seen:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._held: dict[tuple[int, bytes], torch.Tensor] = {}
-        self._room = 0.0
-        if device.type == "cuda":
-            memory = torch.cuda.get_device_properties(device).total_memory
-            self._room = self.SHARE * memory * torch.cuda.get_per_process_memory_fraction()
+        self._room = self.SHARE * allowed_bytes(device) if device.type == "cuda" else 0.0
 
     def batch(self, part: Part, rows: np.ndarray, data: Data) -> torch.Tensor:
         """The images at `rows` of a part that lives as long as this, (N, S, S, C); on the device where they stay."""
