@@ -465,13 +465,19 @@ def policy(strength, image_size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "where",
-    ["loss.name=python:hanging:loss", pytest.param("augment.policy=python:hanging:policy", marks=pytest.mark.long)],
+    ("where", "hang_s"),
+    [
+        ("loss.name=python:hanging:loss", 8),
+        # A loader's process imports torch and albumentations before its first batch: longer, on a busy machine.
+        pytest.param("augment.policy=python:hanging:policy", 20, marks=pytest.mark.long),
+    ],
 )
-def test_a_trial_without_progress_is_ended_taken_up_once_and_called_hung(tmp_path: Path, where: str) -> None:
+def test_a_trial_without_progress_is_ended_taken_up_once_and_called_hung(
+    tmp_path: Path, where: str, hang_s: int
+) -> None:
     """In its own process or in the loader's, which would keep the connection to Ray open."""
     (tmp_path / "hanging.py").write_text(HANGING)
-    settings = [where, "budget.trials=1", "resources.hang_s=4", "resources.cpu=2"]
+    settings = [where, "budget.trials=1", f"resources.hang_s={hang_s}", "resources.cpu=2"]
     done = cvtune("run", "digits", *QUICK, *(part for s in settings for part in ("--set", s)), tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     study = tmp_path / "studies" / "digits"

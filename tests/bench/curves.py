@@ -16,6 +16,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,12 @@ def images_of(source: str, cache: Path) -> Dataset:
 
 
 def run_of(job: Job, recipe: Recipe, data: Dataset) -> dict[str, Any]:
+    """One training; its `seconds` are CPU time of its one thread, which a busy machine does not change much."""
     torch.set_num_threads(1)
-    reports = [epoch.numbers() for epoch in train(Run(recipe.replace({"seed": job.seed}), data, device="cpu"))]
+    reports, before = [], time.process_time()
+    for epoch in train(Run(recipe.replace({"seed": job.seed}), data, device="cpu")):
+        reports.append({**epoch.numbers(), "seconds": time.process_time() - before})
+        before = time.process_time()
     curves = {name: [report[name] for report in reports] for name in METRICS}
     return {**dataclasses.asdict(job), **curves}
 

@@ -126,16 +126,19 @@ def cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[Cluster]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
+# How a node is lost, and how that is undone: frozen, cut off, killed.
+WAYS: tuple[tuple[Callable[[str], None], Callable[[str], None]], ...] = (
+    (lambda name: HOSTS.signal(name, signal.SIGSTOP), lambda name: HOSTS.signal(name, signal.SIGCONT)),
+    (HOSTS.cut, HOSTS.heal),
+    (lambda name: HOSTS.signal(name, signal.SIGKILL), lambda name: None),
+)
+
+
 def node_lost(bench: Bench, count: int = 6) -> str | None:
     """Hurt the node of a running trial until that trial has reported from elsewhere, then undo it.
 
     The attempt that was lost must not bring anything into the journal after that.
     """
-    ways: tuple[tuple[Callable[[str], None], Callable[[str], None]], ...] = (
-        (lambda name: HOSTS.signal(name, signal.SIGSTOP), lambda name: HOSTS.signal(name, signal.SIGCONT)),
-        (HOSTS.cut, HOSTS.heal),
-        (lambda name: HOSTS.signal(name, signal.SIGKILL), lambda name: None),
-    )
     with cluster(bench.folder, bench.environment()) as ray:
         ray.up("h1")
         driver = bench.watched(ray.drive(bench.command(SETTINGS)))
@@ -144,7 +147,7 @@ def node_lost(bench: Bench, count: int = 6) -> str | None:
                 return None
             bench.wait_for_reports(3)
             victim = bench.wait(lambda: _reporting(bench))
-            hurt, undo = ways[len(bench.faults) % len(ways)]
+            hurt, undo = WAYS[len(bench.faults) % len(WAYS)]
             hurt(victim["node"])
             bench.hurt(victim["trial"])
             fault = bench.faults[-1]["t"]
@@ -172,12 +175,12 @@ def _since(bench: Bench, victim: Event, t: float) -> bool:
     return any(e["attempt"] > victim["attempt"] for e in bench.reports_after(t, victim["trial"]))
 
 
-def head_killed(bench: Bench) -> str | None:
+def head_killed(bench: Bench, successors: Sequence[str] = ("h1", "h2")) -> str | None:
     """The head and the driver on it end at once. The nodes, and what trains on them, are left to find out."""
     with cluster(bench.folder, bench.environment()) as ray:
         ray.up("h1")
         driver = bench.watched(ray.drive(bench.command(SETTINGS)))
-        for successor in ("h1", "h2"):
+        for successor in successors:
             bench.wait_for_reports(6)
             HOSTS.signal(ray.head, signal.SIGKILL)
             driver.wait()

@@ -28,7 +28,7 @@ from cvtune.event import Event
 from tests.invariants import MARK, check, rows
 from tests.soak.cases import DECIDED
 from tests.soak.hurt import QUICK, Bench
-from tests.soak.nodes import one_node
+from tests.soak.nodes import HOSTS, NAMES, WAYS, cluster, one_node
 from tests.soak.peer_study import SHAPES
 
 PBT = (
@@ -63,10 +63,19 @@ class PeerBench(Bench):
     def reports_after(self, t: float, trial: str | None = None) -> list[Event]:
         return [e for e in self.lines("epoch") if e["t"] > t and trial in (None, e["trial"])]
 
+    def elsewhere(self, victim: Event) -> bool:
+        """Whether another process has trained an epoch of a trial since its last fault."""
+        since = self.reports_after(self.faults[-1]["t"], victim["trial"])
+        return any(line["pid"] != victim["pid"] for line in since)
+
     def running(self) -> list[Event]:
         over = {e["trial"] for e in self.lines("epoch") if e["epoch"] == SHAPES[self.shape][1]}
         latest = {e["trial"]: e for e in self.lines("began") if e["trial"] not in over}
         return sorted(latest.values(), key=lambda line: float(line["t"]))
+
+    def reporting(self) -> Event | None:
+        """A running trial that has trained an epoch where it runs now."""
+        return next((e for e in self.running() if self.reports_after(e["t"], e["trial"])), None)
 
     @property
     def result(self) -> list[dict[str, Any]]:
@@ -207,6 +216,25 @@ def trial_killed_once(bench: PeerBench) -> bool:
     return True
 
 
+def node_lost(bench: PeerBench) -> bool:
+    """As `nodes.node_lost` has it: a node is frozen, one cut off, one killed."""
+    hosts = {HOSTS.address(name): name for name in NAMES}
+    with cluster(bench.folder, bench.environment()) as ray:
+        ray.up("h1")
+        driver = bench.watched(ray.drive(bench.command(())))
+        for hurt, undo in WAYS:
+            bench.wait_for_reports(3)
+            victim = bench.wait(bench.reporting)
+            hurt(hosts[victim["ip"]])
+            bench.hurt(victim["trial"])
+            bench.wait(lambda: bench.elsewhere(victim))  # noqa: B023
+            undo(hosts[victim["ip"]])
+            bench.wait_for_reports(3)
+            ray.restart(hosts[victim["ip"]])
+        assert bench.ended(driver) == 0, bench.said()[-1500:]
+    return True
+
+
 CASES = {
     "driver_killed": Case(
         "driver killed",
@@ -234,6 +262,13 @@ CASES = {
         "a trial's process killed", "FIFO, `max_failures=100`", "fifo", {"PEER_RETRIES": "100"}, trial_killed
     ),
     "trial_killed_once": Case("a trial's process killed", "FIFO, by default", "fifo", {}, trial_killed_once),
+    "node_lost": Case(
+        "a node frozen, one cut off, one killed",
+        "FIFO, `max_failures=100`, three nodes",
+        "nodes",
+        {"PEER_RETRIES": "100"},
+        node_lost,
+    ),
     "pbt_one": Case("none", "PBT, `num_to_keep=1`", "pbt", {"PEER_KEEP": "1"}, lambda bench: True),
     "pbt_killed": Case(
         "driver killed",

@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 # name -> trials, epochs of each, how many at once
-SHAPES = {"fifo": (2, 60, 2), "asha": (12, 3, 1), "pbt": (4, 6, 4)}
+SHAPES = {"fifo": (2, 60, 2), "nodes": (4, 100, 2), "asha": (12, 3, 1), "pbt": (4, 6, 4)}
 
 
 def train(config: dict[str, Any]) -> None:
@@ -32,7 +32,8 @@ def train(config: dict[str, Any]) -> None:
     from sklearn.datasets import load_digits
 
     def note(**line: Any) -> None:
-        whole = {"number": config["number"], "t": time.time(), "pid": os.getpid(), "lr": config["lr"], **line}
+        where = {"pid": os.getpid(), "ip": ray.util.get_node_ip_address()}
+        whole = {"number": config["number"], "t": time.time(), "lr": config["lr"], **where, **line}
         with Path(config["log"]).open("a") as file:
             file.write(json.dumps(whole) + "\n")
 

@@ -11,6 +11,7 @@ import base64
 import gzip
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -48,8 +49,8 @@ class WandbServer:
         self.key, self.mood, self.only, self.slow_s = key, "fine", "", 2.0
         self.requests: list[Request] = []
         self._changed = threading.Event()
-        self._http = self._listen(0)
-        self.port: int = self._http.server_address[1]
+        self._held, self.port = _hold_a_port()
+        self._http = self._listen()
         self.url = f"http://127.0.0.1:{self.port}"
         self.answers = Answers(self.url)
 
@@ -67,14 +68,19 @@ class WandbServer:
         assert mood in MOODS and not (mood == "refuse" and only)
         before, self.mood, self.only = self.mood, mood, only
         if mood == "refuse" != before:
-            self.close()
+            self._stop()
         if before == "refuse" != mood:
-            self._http = self._listen(self.port)
+            self._http = self._listen()
         self._changed.set()
         self._changed = threading.Event()
 
     def close(self) -> None:
-        """Stop listening: connections are refused."""
+        """Stop listening, and give the port back."""
+        self._stop()
+        self._held.close()
+
+    def _stop(self) -> None:
+        """Connections are refused from now on."""
         self._http.shutdown()
         self._http.server_close()
         self._changed.set()
@@ -96,8 +102,8 @@ class WandbServer:
             return 401, {"error": "wrong key"}
         return self.answers.to(method, path, body)
 
-    def _listen(self, port: int) -> ThreadingHTTPServer:
-        http = _Quiet(("127.0.0.1", port), type("Handler", (_Handler,), {"wandb": self}))
+    def _listen(self) -> ThreadingHTTPServer:
+        http = _Quiet(("127.0.0.1", self.port), type("Handler", (_Handler,), {"wandb": self}))
         threading.Thread(target=self._serve, args=(http,), daemon=True).start()
         return http
 
@@ -105,6 +111,14 @@ class WandbServer:
         if self.idle:  # of this thread alone, and of those that it starts
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         http.serve_forever(0.02)
+
+
+def _hold_a_port() -> tuple[socket.socket, int]:
+    """A free port of the loopback, bound and not listened to: nobody else is given it while this server refuses."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # beside the one that listens, which sets it as well
+    held.bind(("127.0.0.1", 0))
+    return held, held.getsockname()[1]
 
 
 class _Quiet(ThreadingHTTPServer):
