@@ -236,6 +236,34 @@ def test_rays_token_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert not path.exists()
 
 
+# --- versions with known holes
+
+HOLES = {  # package -> the first version without them
+    "ray": (
+        "2.56",
+        "CVE-2025-62593, CVE-2026-41486, CVE-2026-57516: the code of a job, a Parquet or a tar file runs",
+    ),
+    "torch": ("2.10", "CVE-2025-32434, CVE-2026-24747: weights_only can be got round"),
+    "pillow": ("13", "what its advisories of October 2026 say"),
+    "opencv-python-headless": ("4.12", "CVE-2025-53644: a crafted JPEG writes out of bounds"),
+    "wandb": ("0.29", "CVE-2026-91771: a server chooses where a file is written"),
+    "pyarrow": ("17", "CVE-2023-47248: a Parquet file's code"),
+}
+
+
+@pytest.mark.parametrize("name", HOLES)
+def test_no_version_with_a_known_hole_may_be_installed(name: str) -> None:
+    """Of what reads files of strangers or listens on a network; the pins are newer still."""
+    sound, why = HOLES[name]
+    below = f"{sound}.dev0"
+    allowed = [Requirement(text) for text in distribution("cvtune").requires or ()]
+    mine = [requirement for requirement in allowed if requirement.name == name]
+    assert mine, name
+    for requirement in mine:
+        assert not requirement.specifier.contains(below, prereleases=True), why
+        assert requirement.specifier.contains(f"{sound}.1" if name != "wandb" else "0.31.0"), why
+
+
 # --- licences
 
 FREE = re.compile(

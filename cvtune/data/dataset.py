@@ -135,21 +135,25 @@ def kept_side(data: Data) -> int:
 def open_store(path: Path) -> Dataset | None:
     """The Dataset of a finished store, in milliseconds however many images it holds; None if it is missing or torn."""
     index = store.read_index(path)
-    if index is None:
+    # Mapped now, and once for all parts: a cache that is deleted in mid-epoch takes nothing from who trains already.
+    opened = store.mapped(path, index) if index else None
+    if index is None or opened is None:
         return None
     stops = np.cumsum(index.sizes).tolist()
-    train, val, test = (_stored(path, index, stop - size, stop) for size, stop in zip(index.sizes, stops, strict=True))
+    train, val, test = (
+        _stored(path, index, opened, stop - size, stop) for size, stop in zip(index.sizes, stops, strict=True)
+    )
     notices = (*index.notices, *_skipped(index.corrupt))
     learned = (index.task, index.kind, index.stats)
     return Dataset(index.classes, train, val, test, index.fingerprint, index.corrupt, notices, path, *learned)
 
 
-def _stored(path: Path, index: store.Index, start: int, stop: int) -> Part:
+def _stored(path: Path, index: store.Index, opened: store.Opened, start: int, stop: int) -> Part:
     return Part(
-        store.StoreImages(path, start, stop),
+        store.StoreImages(path, start, stop, opened=opened),
         index.labels[start:stop],
         None if index.tags is None else index.tags[start:stop],
-        store.StoreImages(path, start, stop, masks=True) if index.has_masks else None,
+        store.StoreImages(path, start, stop, masks=True, opened=opened) if index.has_masks else None,
         None if index.groups is None else index.groups[start:stop],
         None if index.weights is None else index.weights[start:stop],
     )

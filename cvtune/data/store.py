@@ -149,12 +149,11 @@ def read_index(path: Path) -> Index | None:
 class StoreImages:
     """Images `start` to `stop` of a store: read-only views (h, w, C) of the mapped file; or masks, uint8 (h, w).
 
-    The file is opened at the first access. Pickles as its path, so that each process maps the file itself.
+    Pickles as its path, so that each process maps the file itself: at the first access, unless it is given `opened`.
     """
 
-    def __init__(self, path: Path, start: int, stop: int, masks: bool = False) -> None:
-        self._path, self._start, self._stop, self._masks = path, start, stop, masks
-        self._opened: _Opened | None = None
+    def __init__(self, path: Path, start: int, stop: int, masks: bool = False, opened: Opened | None = None) -> None:
+        self._path, self._start, self._stop, self._masks, self._opened = path, start, stop, masks, opened
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -173,16 +172,26 @@ class StoreImages:
     def __reduce__(self) -> tuple[Any, ...]:
         return StoreImages, (self._path, self._start, self._stop, self._masks)
 
-    def _open(self) -> _Opened:
+    def _open(self) -> Opened:
         index = read_index(self._path)
-        if index is None:
+        self._opened = mapped(self._path, index) if index else None
+        if self._opened is None:
             raise DataError(f"{self._path}: the decoded images are gone. Start again, and they are decoded again.")
-        pixels = np.asarray(np.memmap(self._path, np.uint8, "r"))  # a plain array: memmap's own views cost more
-        self._opened = _Opened(pixels, index.offsets(), index.shapes, index.kind, np.dtype(index.kind.dtype))
         return self._opened
 
 
-class _Opened(NamedTuple):
+def mapped(path: Path, index: Index) -> Opened | None:
+    """The file of a store, mapped: what is read stays there even if the file is deleted. None: it is gone already."""
+    try:
+        pixels = np.asarray(np.memmap(path, np.uint8, "r"))  # a plain array: memmap's own views cost more
+    except FileNotFoundError:
+        return None
+    return Opened(pixels, index.offsets(), index.shapes, index.kind, np.dtype(index.kind.dtype))
+
+
+class Opened(NamedTuple):
+    """A mapped store."""
+
     pixels: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int64]
     shapes: Shapes

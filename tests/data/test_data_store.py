@@ -117,6 +117,14 @@ def test_opened_again_nothing_is_decoded_or_read(photos_here: Path, cache: Path,
     assert pixels(by_path) == before
 
 
+def test_who_has_opened_a_store_keeps_all_its_images_when_the_cache_is_deleted(photos_here: Path, cache: Path) -> None:
+    """Those of parts as well that were not looked at before: a trial scores its first epoch after it has trained."""
+    before = pixels(opened(photos_here, cache))
+    dataset = opened(photos_here, cache)
+    shutil.rmtree(cache)
+    assert pixels(dataset) == before
+
+
 def test_pickles_small_and_reads_the_same(photos_here: Path, cache: Path) -> None:
     dataset = opened(photos_here, cache)
     text = pickle.dumps(dataset)
