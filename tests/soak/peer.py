@@ -112,7 +112,7 @@ def counted(bench: PeerBench, whole: PeerBench) -> dict[str, Any]:
         "again": sum(trained.values()) - len(trained),
         "lost": lost,
         "twice": sum(len(epochs) - len(set(epochs)) for epochs in told.values()),
-        "trials_lost": trials - len(told) + len(failed),
+        "trials_lost": trials - len(bench.result) + len(failed),  # a population has several of one number
         "errors": sorted({str(trial["error"]) for trial in failed}),
         "other_ends": sum(last.get(number) != end for number, end in ends.items()),
         "other_epochs": len(own ^ numbers),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,5 +52,8 @@ def test_a_fault_in_short(folder: Path, ray: Mapping[str, str], name: str) -> No
 @pytest.mark.parametrize("name", NODES)
 def test_a_lost_node_in_short(folder: Path, name: str) -> None:
     """A node is frozen and thawed once its trial runs elsewhere; the head goes, and another host becomes the head."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        assert os.environ.get("CVTUNE_RIG") != "must"
+        pytest.skip("hosts of their own need root and iproute2")
     run(name, folder, 600, **NODES[name])
     assert (folder / "rows" / f"{name}.json").exists(), "it did not get through in its time"
