@@ -91,12 +91,6 @@ def newest(trial: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda p: (int(p.name), int(p.parent.parent.name)), reverse=True)
 
 
-def prune(trial: Path, keep: int) -> None:
-    """Delete all but the `keep` furthest checkpoints of a trial."""
-    for folder in list(newest(trial))[keep:]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _detach(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """`node` as JSON with each tensor replaced by its number. Dicts become pairs: optimizer state has int keys."""
     if isinstance(node, torch.Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def _train(
     for epoch in train(run):
         place = made.folder / "trials" / name / "1" / "checkpoints" / str(epoch.step)
         checkpoint.save(place, run.state_dict(), epoch.numbers())
-        checkpoint.prune(made.folder / "trials" / name, keep=1)
+        for older in list(checkpoint.newest(made.folder / "trials" / name))[1:]:
+            shutil.rmtree(older)
         last = epoch.epoch == recipe.max_epochs
         decided = {"answer": "stop" if last else "go", "acts": [], "reason": "completed" if last else None}
         event = {"trial": name, "attempt": 1, "segment": 0, **epoch.numbers(), **decided, "message": ""}

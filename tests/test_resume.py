@@ -95,7 +95,7 @@ def test_a_study_whose_driver_is_killed_again_and_again_is_the_same_study(tmp_pa
     trained_the_same(study, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_damaged_checkpoints_cost_an_epoch_each_and_are_said(tmp_path: Path) -> None:
     """One is flipped, the next has lost its manifest: each time the trial goes on from the newest that is whole."""
     mark, study = marked(), tmp_path / "studies" / "digits"
