@@ -20,6 +20,7 @@ import torch
 
 from cvtune.durable import aside_name, read_json, sync
 from cvtune.errors import CvtuneError
+from cvtune.printable import first_line
 
 FORMAT = 1
 TENSORS = "state.safetensors"
@@ -69,7 +70,8 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         return _loaded(folder, manifest or {})
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, safetensors.SafetensorError) as e:
-        raise CheckpointError(f"checkpoint {folder}: is none that cvtune has written ({type(e).__name__}: {e}).") from e
+        why = f"{type(e).__name__}: {first_line(e)}"
+        raise CheckpointError(f"checkpoint {folder}: is none that cvtune has written ({why}).") from e
 
 
 def _loaded(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -296,6 +296,16 @@ def test_a_damaged_checkpoint_is_noticed(tmp_path: Path, harm: str) -> None:
         checkpoint.load(tmp_path / "3")
 
 
+def test_what_is_said_of_a_manifest_stays_short(tmp_path: Path) -> None:
+    """Found by fuzzing: a name of 10,000 letters came back whole."""
+    checkpoint.save(tmp_path / "3", STATE, {})
+    manifest = tmp_path / "3" / checkpoint.MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "state": {"tensor": "x" * 10_000}}))
+    with pytest.raises(checkpoint.CheckpointError, match="KeyError") as caught:
+        checkpoint.load(tmp_path / "3")
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "_digest", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
