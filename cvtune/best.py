@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cvtune import confirm, schedule
+from cvtune import checkpoint, confirm, model_file, schedule
 from cvtune.bootstrap import metrics_of
 from cvtune.card import Card, write_card
 from cvtune.durable import read_json, replaced, write_whole
@@ -198,33 +198,30 @@ def _write_weights(
     Returns:
         What `metrics.json` says of them under "weights"; "file" is None and "why" says why where there are none.
     """
-    from cvtune import checkpoint, trained  # late: torch
-    from cvtune.models import weights
-
     seeds = len(_seeds_of_winner(study, history)) if history.winners else 0
     told: dict[str, Any] = {"trial": record.trial, "label": record.label or record.role, "seed": recipe.seed}
     told |= {"confirmed": bool(seeds), "seeds": seeds, "objective": study.objective}
     why = f"trial {record.trial} left no intact checkpoint"
     for at in checkpoint.newest(folder / "trials" / record.trial):
         try:
-            tensors = weights.trained(at)
+            tensors, pixels = checkpoint.evaluated(at, packed=True)
         except checkpoint.CheckpointError as error:
             why = str(error)
             continue
         kept = next((e for e in record.epochs if e["step"] == int(at.name)), record.epochs[-1])
         told |= {"step": kept["step"], "epoch": kept["epoch"], "score": kept[study.objective]}
         origin = {"name": study.name, "trial": record.trial, "step": kept["step"]}
-        about = trained.About(
+        about = model_file.About(
             provenance["task"],
             names_of(provenance, record.epochs[-1]),
             recipe,
             provenance.get("data_fingerprint") or "",
             provenance.get("code") or {},
             origin,
-            weights.pixels_of(at),
+            pixels,
         )
-        trained.save(place / trained.FILE, about, tensors)
-        return {"file": trained.FILE, **told}
+        model_file.save(place / model_file.FILE, about, tensors)
+        return {"file": model_file.FILE, **told}
     return {"file": None, "why": why, **told}
 
 

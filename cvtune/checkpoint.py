@@ -1,6 +1,7 @@
 """Checkpoints: tensors as safetensors beside a manifest with sizes and hashes, written aside and renamed.
 
-A folder `<root>/<attempt>/checkpoints/<step>` exists whole or not at all, and says by itself whether it is intact.
+A folder `<root>/<attempt>/checkpoints/<step>` exists whole or not at all, and says by itself whether it is intact. Only
+`save` and `load` import torch: the driver, which takes the best weights out of one, does without.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import safetensors
-import safetensors.torch
-import torch
 
 from cvtune.durable import aside_name, read_json, sync
 from cvtune.errors import CvtuneError
 from cvtune.printable import first_line
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 1
 TENSORS = "state.safetensors"
@@ -37,6 +39,8 @@ def save(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, Any]) -> 
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing is left of it then.
     """
+    import safetensors.torch
+
     tensors: dict[str, torch.Tensor] = {}
     skeleton = _detach(dict(state), tensors)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,28 +64,74 @@ def save(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, Any]) -> 
     sync(folder.parent)
 
 
+class Packed(TypedDict):
+    """A tensor as its file holds it: safetensors' name of its type, and its bytes."""
+
+    dtype: str
+    shape: list[int]
+    data: bytes
+
+
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state and the numbers that `save` was given, tensors on the CPU.
 
     Raises:
         CheckpointError: the folder is not intact.
     """
+    import safetensors.torch
+
+    return _read(folder, safetensors.torch.load_file)
+
+
+def load_packed(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `load` returns, each tensor as `Packed`.
+
+    Raises:
+        CheckpointError: the folder is not intact.
+    """
+    unpacked: Any = safetensors.deserialize  # which says nothing of its types
+    return _read(folder, lambda path: dict(unpacked(path.read_bytes())))
+
+
+def evaluated(folder: Path, packed: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights in a trial's checkpoint that are evaluated: the moving average where there is one.
+
+    And what it says of images that are no photos, see `kinds.to_json`; nothing of photos.
+
+    Args:
+        folder: of the checkpoint.
+        packed: whether each tensor is `Packed`.
+
+    Raises:
+        CheckpointError: the folder is not intact, or a loop of the user's own has written it in a form of its own.
+    """
+    state, _ = (load_packed if packed else load)(folder)
+    try:
+        state = state.get("run", state)  # of a trial over folds: that of the fold
+        return state["stepper"]["ema"] or state["model"], state.get("pixels") or {}
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"checkpoint {folder}: its form is that of the study's own train.loop.") from None
+
+
+def _read(folder: Path, tensors: Callable[[Path], Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = read_json(folder / MANIFEST)
     try:
-        return _loaded(folder, manifest or {})
+        return _loaded(folder, manifest or {}, tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, safetensors.SafetensorError) as e:
         why = f"{type(e).__name__}: {first_line(e)}"
         raise CheckpointError(f"checkpoint {folder}: is none that cvtune has written ({why}).") from e
 
 
-def _loaded(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `load` returns; a manifest that cvtune has not written makes it raise anything."""
+def _loaded(
+    folder: Path, manifest: Mapping[str, Any], tensors: Callable[[Path], Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State and numbers; a manifest that cvtune has not written makes it raise anything."""
     if not manifest or manifest.get("format", 0) > FORMAT:
         raise CheckpointError(f"checkpoint {folder}: no readable manifest of format {FORMAT} or lower.")
     path, expected = folder / TENSORS, manifest["files"][TENSORS]  # of the names in a manifest no other is opened
     if not path.is_file() or path.stat().st_size != expected["size"] or _digest(path) != expected["blake2b"]:
         raise CheckpointError(f"checkpoint {folder}: {TENSORS} is missing or differs from what was written.")
-    state, numbers = _attach(manifest["state"], safetensors.torch.load_file(path)), manifest["numbers"]
+    state, numbers = _attach(manifest["state"], tensors(path)), manifest["numbers"]
     if not isinstance(state, dict) or not isinstance(numbers, dict):
         raise TypeError("state and numbers have to be objects")
     return state, numbers
@@ -95,6 +145,8 @@ def newest(trial: Path) -> Iterator[Path]:
 
 def _detach(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """`node` as JSON with each tensor replaced by its number. Dicts become pairs: optimizer state has int keys."""
+    import torch
+
     if isinstance(node, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = node.detach().contiguous().cpu().clone()  # safetensors refuses shared memory
@@ -106,7 +158,7 @@ def _detach(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return node
 
 
-def _attach(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _attach(node: Any, tensors: Mapping[str, Any]) -> Any:
     if isinstance(node, dict) and "tensor" in node:
         return tensors[node["tensor"]]
     if isinstance(node, dict):

@@ -128,7 +128,7 @@ def weights_of(name: str, storage: Path) -> Path:
     Raises:
         ConfigError: there are none; see `best_folder`.
     """
-    from cvtune.trained import FILE
+    from cvtune.model_file import FILE
 
     for path in (Path(name), Path(name) / FILE):
         if path.is_file() and path.suffix == ".safetensors":

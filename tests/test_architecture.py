@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("strips", "probe_set", "tasks"),
     ),
     ("history", "health", "train", "backward", "evaluation", "own_loop", "folds", "lightning"),
+    ("model_file",),
     ("trained",),
     ("rates", "noise", "schedule", "controls", "confirm", "bootstrap", "evidence", "suggest", "warm"),
     ("explained", "population", "pb2", "ray_schedulers", "board", "analysis"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from typer.testing import CliRunner
 
-from cvtune import best, checkpoint, lease, onnx_file, study
+from cvtune import best, checkpoint, lease, model_file, onnx_file, study
 from cvtune.card import command, plain
 from cvtune.cli import app
 from cvtune.durable import read_json
@@ -95,6 +97,43 @@ def test_the_weights_are_those_that_were_tested(done: Finished) -> None:
     assert metrics["test"]["accuracy"]["value"] == pytest.approx(right)
     plain_weights = load_file(done.folder / "best" / "model.safetensors")
     assert plain_weights.keys() == done.runs[trial].model.module.state_dict().keys()
+
+
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+from cvtune import best, study
+from cvtune.history import load
+
+folder = Path(sys.argv[1])
+best.write_best(study.read(folder / "study.json"), folder, load(folder))
+assert "torch" not in sys.modules
+"""
+
+
+def test_the_driver_takes_them_out_of_the_checkpoint_without_torch(copy: Path) -> None:
+    """Importing it would take seconds at the end of each run."""
+    file = copy / "best" / "model.safetensors"
+    before = load_file(file)
+    file.unlink()
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(copy)], check=True)
+    after = load_file(file)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.uint8])
+def test_a_file_of_weights_holds_tensors_of_any_type_and_shape(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {"w": torch.arange(6).view(2, 3).to(dtype), "count": torch.tensor(1).to(dtype), "none": torch.empty(0)}
+    state = {"model": tensors, "stepper": {"ema": {}}}
+    checkpoint.save(tmp_path / "1", state, {})
+    packed, pixels = checkpoint.evaluated(tmp_path / "1", packed=True)
+    about = model_file.About("classify", ("a", "\u00e9" * 3), Recipe())
+    model_file.save(tmp_path / "model.safetensors", about, packed)
+    found = load_file(tmp_path / "model.safetensors")
+    assert model_file.read(tmp_path / "model.safetensors") == about and not pixels
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
 
 
 def test_metrics_have_intervals_and_the_seeds(done: Finished) -> None:

@@ -204,27 +204,6 @@ def expect_inputs(module: nn.Module, pretrained: str | None) -> None:
         vars(module)["transform_input"] = True
 
 
-def trained(folder: Path) -> dict[str, Tensor]:
-    """The weights in a trial's checkpoint that are evaluated: the moving average where there is one.
-
-    Raises:
-        CheckpointError: the folder is not intact, or a loop of the user's own has written it in a form of its own.
-    """
-    state, _ = checkpoint.load(folder)
-    state = state.get("run", state)  # of a trial over folds: that of the fold
-    if "model" not in state:
-        raise checkpoint.CheckpointError(f"checkpoint {folder}: its form is that of the study's own train.loop.")
-    found: dict[str, Tensor] = state["stepper"]["ema"] or state["model"]
-    return found
-
-
-def pixels_of(folder: Path) -> dict[str, Any]:
-    """What a trial's checkpoint says of images that are no photos, see `kinds.to_json`; nothing of photos."""
-    state, _ = checkpoint.load(folder)
-    found: dict[str, Any] = state.get("run", state).get("pixels") or {}
-    return found
-
-
 def fit_channels(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with the weights of the first convolution, trained on RGB, for the channels of `module`; as timm does.
 
@@ -266,7 +245,7 @@ def _load(module: nn.Module, head: set[str], state: dict[str, Tensor]) -> str:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if (path.parent / checkpoint.MANIFEST).is_file():
-            return trained(path.parent)
+            return checkpoint.evaluated(path.parent)[0]
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 

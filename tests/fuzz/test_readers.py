@@ -30,8 +30,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
+from safetensors.torch import save as save_tensors
 
-from cvtune import checkpoint, compact, journal, study, trained
+from cvtune import checkpoint, compact, journal, model_file, study
 from cvtune.data import guard, read_source
 from cvtune.data.decode import decode, decode_bytes, mask_values
 from cvtune.data.inspect import _header
@@ -397,6 +398,8 @@ def unpacked(place: Path, told: Any, tensors: bytes) -> None:
     with sound(checkpoint.CheckpointError):
         state, numbers = checkpoint.load(folder)
         assert isinstance(state, dict) and isinstance(numbers, dict)
+    with sound(checkpoint.CheckpointError):
+        checkpoint.evaluated(folder, packed=True)
 
 
 @given(altered(MANIFEST))
@@ -412,12 +415,12 @@ def test_a_checkpoints_tensors(place: Path, made: tuple[str, bytes]) -> None:
     unpacked(place, {**MANIFEST, "files": {checkpoint.TENSORS: file}}, made[1])
 
 
-ABOUT = trained.About("classify", ("a", "b"), Recipe()).to_json()
+ABOUT = model_file.About("classify", ("a", "b"), Recipe()).to_json()
 
 
 @given(altered(ABOUT))
 def test_what_weights_say_of_themselves(place: Path, tree: Any) -> None:
-    (place / trained.FILE).write_bytes(trained.pack({"w": torch.zeros(2)}, {trained.KEY: json.dumps(tree)}))
+    (place / model_file.FILE).write_bytes(save_tensors({"w": torch.zeros(2)}, {model_file.KEY: json.dumps(tree)}))
     with sound(most=AS_GIVEN):
-        about = trained.read(place / trained.FILE)
+        about = model_file.read(place / model_file.FILE)
         assert about.classes and pickle.dumps(about.recipe)
