@@ -134,14 +134,14 @@ WAYS: tuple[tuple[Callable[[str], None], Callable[[str], None]], ...] = (
 )
 
 
-def node_lost(bench: Bench, count: int = 6) -> str | None:
+def node_lost(bench: Bench, count: int = 6, settings: Sequence[str] = SETTINGS) -> str | None:
     """Hurt the node of a running trial until that trial has reported from elsewhere, then undo it.
 
     The attempt that was lost must not bring anything into the journal after that.
     """
     with cluster(bench.folder, bench.environment()) as ray:
         ray.up("h1")
-        driver = bench.watched(ray.drive(bench.command(SETTINGS)))
+        driver = bench.watched(ray.drive(bench.command(settings)))
         while len(bench.faults) < count:
             if not bench.in_time:
                 return None
@@ -161,7 +161,7 @@ def node_lost(bench: Bench, count: int = 6) -> str | None:
         code = bench.ended(driver)
         assert code == 0, bench.said()[-1500:]
         check(bench.study, code)
-    bench.as_without(SETTINGS)
+    bench.as_without(settings)
     return "trials go on elsewhere, a thawed or healed attempt commits nothing: the same epochs as without"
 
 
@@ -175,11 +175,13 @@ def _since(bench: Bench, victim: Event, t: float) -> bool:
     return any(e["attempt"] > victim["attempt"] for e in bench.reports_after(t, victim["trial"]))
 
 
-def head_killed(bench: Bench, successors: Sequence[str] = ("h1", "h2")) -> str | None:
+def head_killed(
+    bench: Bench, successors: Sequence[str] = ("h1", "h2"), settings: Sequence[str] = SETTINGS
+) -> str | None:
     """The head and the driver on it end at once. The nodes, and what trains on them, are left to find out."""
     with cluster(bench.folder, bench.environment()) as ray:
         ray.up("h1")
-        driver = bench.watched(ray.drive(bench.command(SETTINGS)))
+        driver = bench.watched(ray.drive(bench.command(settings)))
         for successor in successors:
             bench.wait_for_reports(6)
             HOSTS.signal(ray.head, signal.SIGKILL)
@@ -187,11 +189,11 @@ def head_killed(bench: Bench, successors: Sequence[str] = ("h1", "h2")) -> str |
             bench.hurt()
             check(bench.study)
             ray.up(successor)
-            driver = bench.watched(ray.drive(bench.command(SETTINGS)))
+            driver = bench.watched(ray.drive(bench.command(settings)))
         code = bench.ended(driver)
         assert code == 0, bench.said()[-1500:]
         check(bench.study, code)
-    bench.as_without(SETTINGS)
+    bench.as_without(settings)
     return "a new cluster, once with its head on another host, and the same command: the same epochs as without"
 
 

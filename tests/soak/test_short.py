@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.soak.cases import CASES, FIFO
-from tests.soak.nodes import one_node
+from tests.soak.nodes import SETTINGS, one_node
 from tests.soak.run import run
 
 SHORT: dict[str, dict[str, Any]] = {
@@ -22,7 +22,11 @@ SHORT: dict[str, dict[str, Any]] = {
     "twentieth": {"trials": 100},
     "slow_storage": {"count": 1},
 }
-NODES: dict[str, dict[str, Any]] = {"node_lost": {"count": 1}, "head_killed": {"successors": ("h2",)}}
+FEW = (*SETTINGS, "budget.trials=4")
+NODES: dict[str, dict[str, Any]] = {
+    "node_lost": {"count": 1, "settings": FEW},
+    "head_killed": {"successors": ("h2",), "settings": FEW},
+}
 NEEDS_ROOT = ("study_disk_full",)
 PORT = 6419  # not the soak's own
 
