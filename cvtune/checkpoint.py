@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors
 
@@ -64,7 +64,7 @@ def save(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, Any]) -> 
     sync(folder.parent)
 
 
-class Packed(TypedDict):
+class Packed(NamedTuple):
     """A tensor as its file holds it: safetensors' name of its type, and its bytes."""
 
     dtype: str
@@ -90,7 +90,7 @@ def load_packed(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         CheckpointError: the folder is not intact.
     """
     unpacked: Any = safetensors.deserialize  # which says nothing of its types
-    return _read(folder, lambda path: dict(unpacked(path.read_bytes())))
+    return _read(folder, lambda path: {name: Packed(**told) for name, told in unpacked(path.read_bytes())})
 
 
 def evaluated(folder: Path, packed: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -108,7 +108,10 @@ def evaluated(folder: Path, packed: bool = False) -> tuple[dict[str, Any], dict[
     state, _ = (load_packed if packed else load)(folder)
     try:
         state = state.get("run", state)  # of a trial over folds: that of the fold
-        return state["stepper"]["ema"] or state["model"], state.get("pixels") or {}
+        weights: dict[str, Any] = state["stepper"]["ema"] or state["model"]
+        if any(isinstance(tensor, int | float | str | list | dict | None) for tensor in weights.values()):
+            raise TypeError("weights have to be tensors")
+        return weights, state.get("pixels") or {}
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError(f"checkpoint {folder}: its form is that of the study's own train.loop.") from None
 

@@ -67,13 +67,13 @@ def save(path: Path, about: About, weights: Mapping[str, Packed]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt", KEY: json.dumps(about.to_json())}}
     start = 0
     for name, packed in weights.items():
-        stop = start + len(packed["data"])
-        header[name] = {"dtype": packed["dtype"], "shape": packed["shape"], "data_offsets": [start, stop]}
+        stop = start + len(packed.data)
+        header[name] = {"dtype": packed.dtype, "shape": packed.shape, "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
     with path.open("wb") as file:
-        file.writelines((struct.pack("<Q", len(text)), text, *(packed["data"] for packed in weights.values())))
+        file.writelines((struct.pack("<Q", len(text)), text, *(packed.data for packed in weights.values())))
 
 
 def read(path: Path) -> About:

@@ -7,6 +7,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -304,6 +305,14 @@ def test_what_is_said_of_a_manifest_stays_short(tmp_path: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match="KeyError") as caught:
         checkpoint.load(tmp_path / "3")
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("model", [{"w": 1.5}, {"w": {"data": "x"}}, {"w": [0]}, {"w": None}, "x", 7])
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_that_are_no_tensors_are_refused(tmp_path: Path, model: Any, packed: bool) -> None:
+    checkpoint.save(tmp_path / "3", {"model": model, "stepper": {"ema": {}}}, {})
+    with pytest.raises(checkpoint.CheckpointError):
+        checkpoint.evaluated(tmp_path / "3", packed)
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
