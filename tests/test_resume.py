@@ -27,7 +27,7 @@ STUDIES["folds"] = (
     *("data.folds=3", "max_epochs=2", "budget.trials=7", "noise_seeds=2", "confirm.top=1", "confirm.seeds=2"),
 )
 STUDIES["long"] = ("scheduler.name=fifo", "max_epochs=14", "budget.trials=1", "noise_seeds=0", "confirm.top=0")
-KILLS = {"asha": 3, "pbt": 2, "folds": 2}
+KILLS = {"asha": 3, "pbt": 2, "folds": 1}
 DECIDED = ["trial", "step", "action", "reason", "donor", "donor_step", "values", "arrival"]
 ENDED = ["trial", "role", "label", "reason", "searched", "test_accuracy", "test_loss"]
 
