@@ -19,7 +19,7 @@ import safetensors
 
 from cvtune.durable import aside_name, read_json, sync
 from cvtune.errors import CvtuneError
-from cvtune.printable import first_line
+from cvtune.printable import first_line, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 TENSORS = "state.safetensors"
 MANIFEST = "manifest.json"
+PLAIN = (int, float, str, list, dict, type(None))  # what a manifest may hold beside tensors
 
 
 class CheckpointError(CvtuneError):
@@ -109,11 +110,12 @@ def evaluated(folder: Path, packed: bool = False) -> tuple[dict[str, Any], dict[
     try:
         state = state.get("run", state)  # of a trial over folds: that of the fold
         weights: dict[str, Any] = state["stepper"]["ema"] or state["model"]
-        if any(isinstance(tensor, int | float | str | list | dict | None) for tensor in weights.values()):
-            raise TypeError("weights have to be tensors")
-        return weights, state.get("pixels") or {}
+        plain = [name for name, tensor in weights.items() if isinstance(tensor, PLAIN)]
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError(f"checkpoint {folder}: its form is that of the study's own train.loop.") from None
+    if plain:
+        raise CheckpointError(f"checkpoint {folder}: {shortened(str(plain[0]))!r} of its weights is no tensor.")
+    return weights, state.get("pixels") or {}
 
 
 def _read(folder: Path, tensors: Callable[[Path], Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -38,14 +38,9 @@ def limit_memory(share: float) -> None:
     """
     if 0 < share < 1 and torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
-        fraction = max(share / 2, share - CONTEXT / total)
-        torch.cuda.set_per_process_memory_fraction(fraction)
-        _FRACTION[0] = fraction
-
-
-_FRACTION = [1.0]  # of a GPU that this process may use: older versions of torch do not tell
+        torch.cuda.set_per_process_memory_fraction(max(share / 2, share - CONTEXT / total))
 
 
 def allowed_bytes(device: torch.device) -> float:
     """What this process may use of a GPU's memory, see `limit_memory`."""
-    return _FRACTION[0] * torch.cuda.get_device_properties(device).total_memory
+    return torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory

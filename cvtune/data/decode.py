@@ -6,7 +6,6 @@ uint8, uint16 or float32 (see `rasters`).
 
 from __future__ import annotations
 
-import functools
 import io
 import warnings
 from pathlib import Path
@@ -158,13 +157,7 @@ def open_image(stream: Path | io.BytesIO) -> ImageFile.ImageFile:
         OSError: it is no file, or none of these (`UnidentifiedImageError`).
         Exception: whatever a broken file makes Pillow's plugins raise.
     """
-    return Image.open(stream, formats=_formats())
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)  # older ones know no AVIF
+    return Image.open(stream, formats=FORMATS)
 
 
 def reason(error: Exception) -> str:

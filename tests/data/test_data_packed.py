@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import SHARED
 from PIL import Image
 from pyarrow import parquet
 
@@ -32,6 +31,7 @@ from cvtune.data.packed import Packed
 from cvtune.errors import DataError
 from cvtune.recipe import Data
 from cvtune.sections import Source
+from tests.conftest import SHARED
 
 SPAWN = multiprocessing.get_context("spawn")
 Files = dict[str, bytes]
