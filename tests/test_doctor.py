@@ -29,7 +29,7 @@ def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
         env={**clean, "WANDB_MODE": "offline", **environment},
     )
 

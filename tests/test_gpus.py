@@ -64,7 +64,7 @@ def run(tmp: Path, **changes: Any) -> list[Any]:
     settings = SETTINGS | {name.replace("__", "."): value for name, value in changes.items()}
     script = SCRIPT.format(settings=settings, tmp=str(tmp), roots=(str(tmp), str(Path(__file__).parents[1])))
     line = [sys.executable, "-c", script]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=400, cwd=tmp, env={**os.environ, **mark})
+    done = subprocess.run(line, capture_output=True, text=True, timeout=900, cwd=tmp, env={**os.environ, **mark})
     assert done.returncode == 0 and done.stdout.rstrip().endswith("None"), done.stderr[-3000:]
     check(tmp / "studies" / "digits", 0, mark)
     no_process_is_left(mark)

@@ -81,7 +81,7 @@ def storage(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=1800,
         env={**os.environ, "RAY_ADDRESS": ray_address, "RAY_AUTH_MODE": "disabled"},
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -355,7 +355,7 @@ def test_the_pages_example_runs_and_survives_the_loss_of_a_process(tmp_path: Pat
     mark, folder = marked(), tmp_path / "studies" / "my_study"
     small = ("noise_seeds=0", "budget.trials=2", "scheduler.name=fifo", "max_epochs=12", "confirm.seeds=2")
     driver = start(tmp_path, mark, *small, "confirm.top=1")
-    until = time.monotonic() + 200
+    until = time.monotonic() + 600
     while True:
         assert driver.poll() is None and time.monotonic() < until, driver.communicate()[0]
         records = list(load(folder).trials.values()) if (folder / "journal").exists() else []
@@ -365,7 +365,7 @@ def test_the_pages_example_runs_and_survives_the_loss_of_a_process(tmp_path: Pat
         time.sleep(0.05)
     pids = [e["pid"] for e in events(folder) if e["kind"] == "segment" and e["trial"] == victim.trial]
     os.kill(pids[-1], signal.SIGKILL)
-    output, _ = driver.communicate(timeout=300)
+    output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, output[-3000:]
     history = check(folder, driver.returncode, mark)
     record = history.trials[victim.trial]
@@ -379,7 +379,7 @@ def test_the_pages_example_runs_and_survives_the_loss_of_a_process(tmp_path: Pat
     assert max(r["mean"] for r in compared["recipes"]) > 0.7, "it has learnt"
     (tmp_path / "my_loop.py").write_text((tmp_path / "my_loop.py").read_text() + "\n# changed\n")
     again = start(tmp_path, mark, *small, "confirm.top=1", "budget.trials=3")
-    output, _ = again.communicate(timeout=200)
+    output, _ = again.communicate(timeout=600)
     assert again.returncode == 2 and "my_loop" in output, output[-3000:]
 
 
@@ -398,7 +398,7 @@ def test_a_loop_whose_loss_is_nan_diverges(tmp_path: Path) -> None:
     nan = text[1].replace("my_loop:train", "my_loop:nan").replace('"model.width": 64,', "")
     (tmp_path / "my_study.py").write_text(nan)
     driver = start(tmp_path, {}, "noise_seeds=0", "budget.trials=1", "confirm.top=0")
-    output, _ = driver.communicate(timeout=200)
+    output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, output[-3000:]
     (record,) = load(tmp_path / "studies" / "my_study").trials.values()
     assert (record.reason, record.steps) == ("diverged", 1) and "train_loss = nan" in record.message

@@ -56,7 +56,7 @@ def run(
     alone |= settings or {}
     if population is not None:
         alone["CVTUNE_REPLAY"] = str(population)
-    done = subprocess.run([*command, *places], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*command, *places], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     study_folder = folder / "studies" / ("pbt-replay" if population else workflow)
     assert re.search(r"^tables +\S", done.stdout, re.MULTILINE), done.stdout[-3000:]

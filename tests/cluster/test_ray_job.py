@@ -111,7 +111,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     # A short path: those of sockets have a limit.
     with log.open("wb") as out, tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         head = subprocess.Popen(line, stdout=out, stderr=out, env={**own, "RAY_TMPDIR": folder})
-        until = time.monotonic() + 90
+        until = time.monotonic() + 300
         while b"started" not in log.read_bytes():
             assert head.poll() is None and time.monotonic() < until, log.read_text()
             time.sleep(0.2)
@@ -151,7 +151,7 @@ def story(cluster: Cluster) -> Story:
 
 
 def wait_until(submission: Submission, reached: Callable[[], bool]) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not reached():
         assert submission.process.poll() is None and time.monotonic() < until, submission.log.read_text()
         time.sleep(0.3)

@@ -41,7 +41,7 @@ def run_import(server: WandbServer, tmp: Path, project: str, key: str = CANARY) 
     options = [part for text in MAPS for part in ("--map", text)]
     line = [sys.executable, "-m", "cvtune.cli", "import", project, *options, "--storage", str(tmp / "studies")]
     env = environment(server, tmp / "home") | {"WANDB_API_KEY": key, "WANDB_SILENT": "true"}
-    return subprocess.run(line, capture_output=True, text=True, env=env, cwd=tmp, timeout=240, check=False)
+    return subprocess.run(line, capture_output=True, text=True, env=env, cwd=tmp, timeout=600, check=False)
 
 
 def test_a_project_becomes_a_study(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def study(place: Path) -> Path:
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=900,
         env={**os.environ, "WANDB_API_KEY": CANARY, "RAY_TMPDIR": str(place / "ray")},
     )
     assert done.returncode == 0, done.stderr
@@ -196,7 +196,7 @@ def test_a_syncer_that_is_killed_again_and_again_delivers_each_report_once(study
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
             cut += 1
-        running.communicate(timeout=240)
+        running.communicate(timeout=600)
     assert cut >= 2
     done = sync(mine)
     output, _ = done.communicate(timeout=120)
@@ -268,7 +268,7 @@ def test_a_watching_syncer_follows_until_nobody_runs_the_study(study: Path, tmp_
     time.sleep(3)
     assert running.poll() is None
     (mine / "lease.json").write_text(json.dumps({**alive, "released": True}))
-    output, _ = running.communicate(timeout=240)
+    output, _ = running.communicate(timeout=600)
     assert running.returncode == 0, output
     check(mine, told(mine))
 
@@ -288,7 +288,7 @@ def test_a_plot_of_a_populations_schedule_is_shown(study: Path, tmp_path: Path) 
 def test_a_dry_run_lists_what_would_leave_and_starts_nothing(study: Path, tmp_path: Path) -> None:
     mine = copy(study, tmp_path)
     line = [sys.executable, "-X", "importtime", "-m", "cvtune.cli", "sync", str(mine), "--dry-run"]
-    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=240)
+    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=600)
     size = (mine / "tables" / "epochs.parquet").stat().st_size
     for said in (
         "runs of trials",
@@ -306,5 +306,5 @@ def test_sync_without_a_key_says_what_to_do(study: Path, tmp_path: Path) -> None
     environ = {**os.environ, "HOME": str(tmp_path)}
     environ.pop("WANDB_API_KEY", None)
     line = [sys.executable, "-m", "cvtune.cli", "sync", str(study), "--mode", "online"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=240, env=environ)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600, env=environ)
     assert done.returncode == 2 and "wandb login" in done.stderr and "Traceback" not in done.stderr

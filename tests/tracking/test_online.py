@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real study that ran to its end with tracking off."""
     tmp = tmp_path_factory.mktemp("trained")
     driver = run_study(tmp, "tracking.mode=off")
-    said, _ = driver.communicate(timeout=400)
+    said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 0, said
     assert not (tmp / "studies" / "digits" / "wandb").exists()
     return tmp / "studies" / "digits"

@@ -55,7 +55,7 @@ def test_a_run_delivers_while_it_trains_and_its_workers_know_no_key(server: Wand
     )
     env = environment(server, tmp_path / "home")
     driver = run_study(tmp_path, *settings, env=env)
-    said, _ = driver.communicate(timeout=400)
+    said, _ = driver.communicate(timeout=900)
     folder = tmp_path / "studies" / "digits"
     assert driver.returncode == 0, said
     assert_delivered(folder, server)
@@ -73,7 +73,7 @@ def test_no_run_waits_for_a_server_that_is_down(server: WandbServer, tmp_path: P
     wait_s = 4.0
     settings = ("budget.trials=2", "noise_seeds=0", "confirm.top=0", "max_epochs=2", f"tracking.wait_s={wait_s:g}")
     driver = run_study(tmp_path, *settings, env=environment(server, tmp_path / "home"))
-    said, _ = driver.communicate(timeout=400)
+    said, _ = driver.communicate(timeout=900)
     ended = time.time()
     folder = tmp_path / "studies" / "digits"
     assert driver.returncode == 0, said
@@ -104,7 +104,7 @@ def test_a_driver_that_is_killed_goes_on_in_the_same_runs(server: WandbServer, t
     before = dict(server.runs)
     assert "preempted" in {run.state for run in before.values()}
     again = run_study(tmp_path, *settings, env=env)
-    said, _ = again.communicate(timeout=400)
+    said, _ = again.communicate(timeout=900)
     assert again.returncode == 0, said
     assert_delivered(folder, server)
     assert before.keys() <= server.runs.keys() and not syncers_of(folder)

@@ -116,7 +116,7 @@ def test_without_a_key_or_the_package_the_remedy_is_said(
 def report(server: WandbServer, folder: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "cvtune.cli", "report", str(folder), "--wandb", "team/photos", *options]
     env = environment(server, folder.parent / "home") | more
-    return subprocess.run(line, capture_output=True, text=True, env=env, timeout=240, check=False)
+    return subprocess.run(line, capture_output=True, text=True, env=env, timeout=600, check=False)
 
 
 def study_run(folder: Path) -> str:

@@ -127,7 +127,7 @@ def test_a_client_outlasts_a_bad_mood(server: WandbServer, tmp_path: Path, mood:
 def test_nothing_arrives_while_the_mood_is_bad(server: WandbServer, tmp_path: Path, mood: str) -> None:
     server.behave(mood)
     process = client(server, tmp_path, 0, 4)
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=600)
     assert process.returncode != 0 and "CommError" in err
     assert not server.runs
 
@@ -135,6 +135,6 @@ def test_nothing_arrives_while_the_mood_is_bad(server: WandbServer, tmp_path: Pa
 @pytest.mark.slow
 def test_a_wrong_key_is_refused(server: WandbServer, tmp_path: Path) -> None:
     process = client(server, tmp_path, 0, 4, key="local-" + "6" * 40)
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=600)
     assert process.returncode != 0 and "401" in err
     assert not server.runs and {request.status for request in server.requests} == {401}
