@@ -227,7 +227,7 @@ def _drive(
         known |= {"gpu_of_trial": ledger.resources.get("GPU", 0)}
         write_whole(folder / "study.json", study.to_json(known))
         me = {"term": lease.term, **saw, "host": platform.node(), "pid": os.getpid(), "resources": ledger.resources}
-        me |= {"cluster": ray.cluster_resources()}
+        me |= {"cluster": ray.cluster_resources(), "fits": slots_of(ledger.resources, study.resources.labels, None)()}
         ledger.note("open", me)
         if measured is not None:
             ledger.note("share", measured.event())

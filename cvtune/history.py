@@ -138,7 +138,8 @@ class History:
     shares: list[Mapping[str, Any]] = field(default_factory=list)  # of a GPU; see `packing`
     calls: int = 0  # questions put to scheduler and searcher
     epochs: int = 0  # reports of trials that the budget counts: all but those of the confirmation
-    seconds: float = 0.0  # what these took
+    device_s: float = 0.0  # what these took: seconds x GPUs of a trial at that time, CPU cores where it had no GPU
+    _devices: float = field(default=1.0, repr=False)  # of a trial, now
     _by_role: dict[str, list[TrialRecord]] = field(default_factory=lambda: {role: [] for role in ROLES}, repr=False)
 
     def apply(self, event: Event) -> None:
@@ -170,12 +171,15 @@ class History:
             self._by_role[record.role].append(record)
         elif kind == "open":
             self.terms.append({**event, "closed": None, "why": None, "ended": None})
+            has = event.get("resources", {})
+            self._devices = has.get("GPU") or has.get("CPU") or 1.0
         elif kind == "close":
             self.terms[-1] |= {"closed": event["t"], "why": event["why"], "ended": event["ended"]}
         elif kind == "winner":
             self.winners.append(event)
         elif kind == "share":
             self.shares.append(event)
+            self._devices = event["gpu"]
         else:
             self._apply_to_trial(kind, event, self.trials[event["trial"]])
         if event.get("call") is not None:
@@ -193,7 +197,7 @@ class History:
             record.waiting = event["answer"] == "pause"
             if record.role != "confirm":
                 self.epochs += 1
-                self.seconds += event["seconds"] or 0.0
+                self.device_s += (event["seconds"] or 0.0) * self._devices
         elif kind == "test":
             record.test = event
         if event.get("reason") is not None:

@@ -73,11 +73,6 @@ class Ledger:
         return None if self.study.budget.time_s is None else self._started + self.study.budget.time_s
 
     @property
-    def _devices(self) -> float:
-        """What `budget.gpu_hours` counts for each second of a trial."""
-        return self.resources.get("GPU", 0) or self.resources["CPU"]
-
-    @property
     def live(self) -> list[TrialRecord]:
         """The trials that are not over."""
         return list(self._live.values())
@@ -233,7 +228,7 @@ class Ledger:
             return f"budget.time_s = {budget.time_s:g}"
         if budget.epochs is not None and history.epochs + epochs >= budget.epochs:
             return f"budget.epochs = {budget.epochs}"
-        if budget.gpu_hours is not None and history.seconds * self._devices / 3600 >= budget.gpu_hours:
+        if budget.gpu_hours is not None and history.device_s / 3600 >= budget.gpu_hours:
             return f"budget.gpu_hours = {budget.gpu_hours:g}"
         return None
 

@@ -78,7 +78,7 @@ def plan(study: Study, storage: Path, cache: Path | None, roots: tuple[str, ...]
         settled = study.settled(done.study.objective)
         cost = _measured(done.history, done.folder)
     opened = done.history.terms[0]
-    at_once = slots or _fit(study, opened["resources"], opened["cluster"])
+    at_once = slots or min(opened["fits"], study.resources.max_concurrent or opened["fits"])
     made = Plan(cost, forecast(settled, cost, at_once), at_once, dict(opened["resources"]), _about(settled))
     write_whole(
         storage / study.name / FILE, json.dumps({"format": FORMAT, "made": time.time(), **asdict(made)}, indent=2)
@@ -195,12 +195,6 @@ def _beginnings(trained: list[TrialRecord], opened: float) -> tuple[float, float
     process = _mean(first - opened for first in firsts[:new])
     again = [first - end for first, end in zip(sorted(firsts[new:]), ends, strict=False)]
     return max(0.0, process), max(0.0, _mean(again)) if again else max(0.0, process)
-
-
-def _fit(study: Study, resources: dict[str, float], cluster: dict[str, float]) -> int:
-    fit = int(min(cluster.get(kind, 0) // amount for kind, amount in resources.items()))
-    most = study.resources.max_concurrent
-    return max(1, fit if most is None else min(fit, most))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -289,6 +289,18 @@ def test_without_a_gpu_the_budget_counts_cpu_hours(tmp_path: Path) -> None:
     assert drive.history.trials[name].message == "budget.gpu_hours = 1"
 
 
+def test_gpu_hours_are_counted_by_the_share_that_trials_had_at_that_time(tmp_path: Path) -> None:
+    """A trial ran out of memory, and all get more of a GPU from then on: what was trained before costs no more."""
+    drive, (name, *_) = single(tmp_path, **{"budget.gpu_hours": 0.8})
+    drive.ledger.note("open", {"resources": {"CPU": 1.0, "GPU": 0.25}})
+    assert drive.ledger.report(name, numbers(1, 1, 0.5, seconds=7200.0), HERE).answer == "go"
+    drive.ledger.note("share", {"trials": 2, "why": "out of memory", "gpu": 0.5})
+    assert drive.ledger.report(name, numbers(2, 2, 0.5, seconds=1800.0), HERE).answer == "go"
+    assert drive.history.device_s == 0.25 * 7200 + 0.5 * 1800
+    assert drive.ledger.report(name, numbers(3, 3, 0.5, seconds=400.0), HERE).answer == "go"  # 2,700 of 2,880 s
+    assert drive.ledger.report(name, numbers(4, 4, 0.5), HERE).answer == "stop"
+
+
 def test_a_trial_above_a_limit_ends_at_once_and_is_never_best(tmp_path: Path) -> None:
     drive, (heavy, light, _) = single(tmp_path, **{"limits.parameters": 1000})
     assert drive.ledger.report(heavy, numbers(1, 1, 0.9, parameters=2000), HERE).answer == "stop"

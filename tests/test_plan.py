@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,24 @@ def test_the_short_trials_are_a_study_of_any_kind() -> None:
         0,
     )
     assert short.space == BASE.space and short.tracking.mode == "off"
+
+
+@pytest.mark.parametrize(("most", "asked", "slots"), [(None, None, 3), (2, None, 2), (8, None, 3), (None, 5, 5)])
+def test_as_many_trials_at_once_are_planned_as_the_nodes_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int | None, asked: int | None, slots: int
+) -> None:
+    """Three nodes of 3 cores hold three trials of 2, not the four that 9 cores would."""
+    history = History()
+    cluster: dict[str, Any] = {"resources": {"CPU": 2.0}, "cluster": {"CPU": 9.0}, "fits": 3}
+    history.apply(Event({"kind": "open", "t": 100.0, **cluster}))
+    proposed = {"trial": "0", "index": 0, "role": "search", "label": "", "values": {}, "recipe": {}, "waiting": False}
+    history.apply(Event({"kind": "trial", "t": 100.0, **proposed}))
+    report = {"seconds": 4.0, "answer": "stop", "reason": "completed", "message": ""}
+    history.apply(Event({"kind": "epoch", "t": 110.0, "trial": "0", "step": 1, "epoch": 1, **report}))
+    done = SimpleNamespace(signal=None, study=BASE, history=history, folder=tmp_path)
+    monkeypatch.setattr(plan, "run_study", lambda *_: done)
+    made = plan.plan(with_(resources__cpu=2, resources__max_concurrent=most), tmp_path, None, (), asked)
+    assert made.slots == slots
 
 
 def test_what_was_planned_is_compared_with_what_it_took(tmp_path: Path) -> None:
