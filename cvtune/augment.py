@@ -44,7 +44,7 @@ from cvtune.recipe import Augment
 if TYPE_CHECKING:
     from cvtune.transforms import Seeded
 
-MAPPING_VERSION: int = 2
+MAPPING_VERSION: int = 3
 """Rises whenever the same `Augment` would change images in another way."""
 
 

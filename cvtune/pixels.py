@@ -115,7 +115,7 @@ def change_view(
         flags, seen = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, image
     else:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        seen = _softened(_cut(image, matrix, size), across.scale, along.scale, matrix)
+        seen = _softened(_cut(image, matrix, size, max(across.scale, along.scale)), across.scale, along.scale, matrix)
     return _like(image, cv2.warpAffine(seen, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT))
 
 
@@ -154,20 +154,20 @@ def _to_image(view: View, across: _Axis, along: _Axis, size: int, mirror: tuple[
     return np.array([[xx, xy, across.center - (xx + xy) * middle], [yx, yy, along.center - (yx + yy) * middle]])
 
 
-def _cut(image: Image, matrix: npt.NDArray[np.float64], size: int) -> Image:
+def _cut(image: Image, matrix: npt.NDArray[np.float64], size: int, scale: float) -> Image:
     """The part of the image that a warp sees, reflections included; `matrix` becomes the map to that part."""
-    slices = []
+    slices, margin = [], 2 if scale <= MOST_SOFTENED else math.ceil(2 * scale)  # for the filter and the interpolation
     for axis, length in ((1, image.shape[0]), (0, image.shape[1])):
         a, b, c = matrix[axis]
         ends = ((size - 1) * min(a, 0.0) + (size - 1) * min(b, 0.0) + c, (size - 1) * (max(a, 0.0) + max(b, 0.0)) + c)
-        low, high = math.floor(ends[0]) - 2, math.ceil(ends[1]) + 3  # a margin for the filter and the interpolation
+        low, high = math.floor(ends[0]) - margin, math.ceil(ends[1]) + margin + 1
         low, high = max(0, min(low, 2 * length - high)), min(length, max(high, -low))
         matrix[axis, 2] -= low
         slices.append(slice(low, high))
     return image[slices[0], slices[1]]
 
 
-MOST_SOFTENED = 1.7
+MOST_SOFTENED = 1.9
 """Beyond it a filter of three weights would have to weigh the neighbors more than the pixel itself."""
 
 
@@ -176,27 +176,32 @@ def _softened(image: Image, across: float, along: float, matrix: npt.NDArray[np.
 
     Averaging over the area of a new pixel, `scale` px wide, and interpolating between such means adds a variance of
     (scale ** 2 - 1) / 4 px to that of interpolation alone: a filter of three weights adds the same. Beyond what three
-    weights can do, the image is shrunk, and `matrix` becomes the map to what is left of it.
+    weights can do, means of two pixels stand for them first, which leaves the filter half of the scale, and `matrix`
+    becomes the map to these.
     """
-    if max(across, along) > MOST_SOFTENED:
-        height, width = image.shape[:2]
-        w, h = (max(1, round(length / max(1.0, scale))) for length, scale in ((width, across), (height, along)))
-        for axis, new, old in ((0, w, width), (1, h, height)):
-            matrix[axis] *= new / old
-            matrix[axis, 2] += (new / old - 1) / 2
-        return _resize(image, w, h)
-    sigmas = [_sigma(scale) for scale in (across, along)]
-    if not any(sigmas):
+    while max(across, along) > MOST_SOFTENED:
+        halves = [2 if scale > MOST_SOFTENED else 1 for scale in (across, along)]
+        image, across, along = _halved(image, *halves), across / halves[0], along / halves[1]
+        for axis, half in enumerate(halves):
+            matrix[axis] /= half
+            matrix[axis, 2] += (1 / half - 1) / 2
+    x, y = _weights(across), _weights(along)
+    if x[1] == y[1] == 1:
         return image
-    kernel = tuple(3 if sigma else 1 for sigma in sigmas)
-    x, y = (sigma or 1.0 for sigma in sigmas)
-    return _like(image, cv2.GaussianBlur(image, kernel, x, sigmaY=y, borderType=cv2.BORDER_REFLECT))
+    return _like(image, cv2.sepFilter2D(image, -1, x, y, borderType=cv2.BORDER_REFLECT))
 
 
-def _sigma(scale: float) -> float:
-    """What OpenCV has to be told for three weights with the variance that a warp by `scale` needs; 0: none."""
-    variance = (scale * scale - 1) / 4
-    return 0.0 if variance < 1e-3 else math.sqrt(-0.5 / math.log(variance / (2 - 2 * variance)))
+def _halved(image: Image, across: int, along: int) -> Image:
+    """Means of two pixels along an axis whose number is 2; a last one that has no neighbor falls away."""
+    height, width = (max(1, length // half) for length, half in zip(image.shape, (along, across), strict=False))
+    whole = image[: height * along, : width * across]
+    return resized(whole, (width, height), cv2.INTER_LINEAR)  # between two pixels; averaging takes four times as long
+
+
+def _weights(scale: float) -> npt.NDArray[np.float32]:
+    """Three weights whose variance is what a warp by `scale` needs, exact in the 8 bits that OpenCV filters with."""
+    outer = round(32 * max(0.0, scale * scale - 1)) / 256
+    return np.array([outer, 1 - 2 * outer, outer], np.float32)
 
 
 _GRAY = np.full((3, 3), 1 / 3)

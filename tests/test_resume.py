@@ -17,15 +17,13 @@ from tests.invariants import check, half_written, marked, no_process_is_left, ro
 SHORT = ("data.image_size=16", "model.width=4", "augment.flip=none", "data.train_fraction=0.5")
 ONE_AT_A_TIME = ("resources.max_concurrent=1",)  # one order of reports, so that two runs can be compared
 STUDIES = {
-    "asha": ("max_epochs=3", "budget.trials=12", "noise_seeds=2", "confirm.top=1", "confirm.seeds=2"),
+    "asha": ("max_epochs=3", "budget.trials=9", "noise_seeds=2", "confirm.top=1", "confirm.seeds=2"),
     "pbt": (
         *("scheduler.name=pbt", "scheduler.interval_epochs=1", "scheduler.quantile=0.4"),
-        *("max_epochs=5", "budget.trials=6", "noise_seeds=0", "confirm.top=0"),
+        *("max_epochs=4", "budget.trials=5", "noise_seeds=0", "confirm.top=0"),
     ),
 }
-STUDIES["folds"] = (
-    *("data.folds=3", "max_epochs=2", "budget.trials=5", "noise_seeds=2", "confirm.top=1", "confirm.seeds=2"),
-)
+STUDIES["folds"] = ("data.folds=3", "max_epochs=2", "budget.trials=5", "noise_seeds=0", "confirm.top=0")
 STUDIES["long"] = ("scheduler.name=fifo", "max_epochs=14", "budget.trials=1", "noise_seeds=0", "confirm.top=0")
 KILLS = {"asha": 2, "pbt": 2, "folds": 1}
 DECIDED = ["trial", "step", "action", "reason", "donor", "donor_step", "values", "arrival"]
