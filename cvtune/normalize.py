@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,34 +24,16 @@ class Normalizer:
     layout: torch.memory_format = torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
-        levels = images.dtype == torch.uint8 and self.mean.device.type == "cpu"
-        x = self._looked_up(images) if levels else self._reckoned(images)
-        return x.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
-
-    def _looked_up(self, images: Tensor) -> Tensor:
-        """One look at each number instead of three passes over a batch that no cache holds; the same bits."""
-        made = torch.empty(images.shape)
-        rows = (-1, *images.shape[2:])
-        cv2.LUT(images.numpy().reshape(rows), self._table, dst=made.numpy().reshape(rows))
-        return made
-
-    @cached_property
-    def _table(self) -> npt.NDArray[np.float32]:
-        """What becomes of each uint8, (1, 256, C)."""
-        channels = self.mean.shape[1]
-        levels = torch.arange(256.0).view(1, 1, 256, 1).expand(-1, -1, -1, channels)
-        return self._reckoned(levels)[0].numpy()
-
-    def _reckoned(self, images: Tensor) -> Tensor:
         there = images.to(self.mean.device, non_blocking=True)
         x = there.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # what is given stays as it is
         if self.low is not None or self.high is not None:
             x = x.clamp_(self.low, self.high)
         if x.is_cuda:  # a kernel saved is worth more there
-            return x.sub_(self.mean.view(1, 1, 1, -1)).div_(self.std.view(1, 1, 1, -1))
-        rows = x.view(*x.shape[:2], -1)  # whole rows of numbers: channel by channel takes several times as long
-        rows.sub_(self.mean.flatten().repeat(x.shape[2])).div_(self.std.flatten().repeat(x.shape[2]))
-        return x
+            x.sub_(self.mean.view(1, 1, 1, -1)).div_(self.std.view(1, 1, 1, -1))
+        else:
+            rows = x.view(*x.shape[:2], -1)  # whole rows of numbers: channel by channel takes several times as long
+            rows.sub_(self.mean.flatten().repeat(x.shape[2])).div_(self.std.flatten().repeat(x.shape[2]))
+        return x.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
 
 
 def normalizer_of(
