@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cvtune.augment import MAPPING_VERSION
 from cvtune.errors import ConfigError
 from cvtune.pixels import to_square
 from cvtune.recipe import Augment
@@ -52,7 +53,7 @@ def test_long_labels_are_shortened_and_the_title_is_never_cut(photos: list[np.nd
 
 def test_title_names_policy_version_and_factors() -> None:
     title = describe(Augment(color=0.25, flip="both"), 64, "crop")
-    for part in ("families", "mapping 2", "color 0.25", "flip both", "64 px crop"):
+    for part in ("families", f"mapping {MAPPING_VERSION}", "color 0.25", "flip both", "64 px crop"):
         assert part in title
     assert "color" not in describe(Augment(policy="trivial"), 64, "crop")
 
