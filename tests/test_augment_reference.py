@@ -93,7 +93,7 @@ def beside_the_mean(photo: np.ndarray, view: View) -> tuple[float, float]:
 def test_a_view_that_shrinks_shows_the_mean_of_what_lies_in_each_pixel(
     strength: float, photos: list[np.ndarray]
 ) -> None:
-    """Equally sharp, too. Without a filter it would be 1.16 times as sharp: aliased."""
+    """Equally sharp, too (0.95 and 1.02). Without a filter it would be 1.16 times as sharp: aliased."""
     views = (draw_view(Random(seed), strength) or View() for seed in range(len(photos)))
     apart, sharper = np.mean([beside_the_mean(*pair) for pair in zip(photos, views, strict=True)], axis=0)
     assert apart < 1.2 and 0.93 < sharper < 1.1
