@@ -22,6 +22,7 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+import psutil
 import ray
 
 from cvtune import allocation, gauge
@@ -32,15 +33,17 @@ from cvtune.study import Study
 from cvtune.track.launch import withheld
 
 SLOTS_S = 5.0  # how long the size of the cluster is taken for granted; nodes join and leave
+STARTS = 3  # Ray gives its processes 30 s to start, which no setting lengthens; a busy machine can take longer
 
 
 @contextlib.contextmanager
-def cluster(niceness: int = 15) -> Iterator[None]:
+def cluster(niceness: int = 15, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine for as long as we need it.
 
     Args:
         niceness: of the processes that Ray started here trains in. Those of another cluster have what it was started
             with.
+        say: told in words when Ray has to be started once more.
 
     Raises:
         ClusterError: neither worked.
@@ -50,12 +53,19 @@ def cluster(niceness: int = 15) -> Iterator[None]:
     options = local if address == "local" else {}
     if options:
         make_token()
-    try:
-        os.environ["RAY_worker_niceness"] = str(niceness)  # noqa: SIM112  (as what Ray starts here reads it)
-        with withheld():  # the key of W&B: all that Ray starts here would inherit it
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **options)
-    except Exception as error:  # Ray says by a bare Exception that its processes did not start in time
-        raise ClusterError(_not_reached(address, error)) from error
+    os.environ["RAY_worker_niceness"] = str(niceness)  # noqa: SIM112  (as what Ray starts here reads it)
+    for left in reversed(range(STARTS if address == "local" else 1)):
+        try:
+            with withheld():  # the key of W&B: all that Ray starts here would inherit it
+                ray.init(
+                    address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cvtune", **options
+                )
+            break
+        except Exception as error:  # Ray says by a bare Exception that its processes did not start in time
+            if not left:
+                raise ClusterError(_not_reached(address, error)) from error
+            say(f"Ray did not start ({_told(error)}); starting it once more")
+            _end_what_ray_left()
     try:
         yield
     finally:
@@ -82,16 +92,36 @@ def make_token() -> None:
             aside.unlink()
 
 
+def _end_what_ray_left() -> None:
+    """End the processes of a Ray that did not start; it ends them itself only once we end."""
+    programs = str(Path(ray.__file__).parent)  # all of them are programs of its package
+
+    def of_ray(process: psutil.Process) -> bool:
+        try:
+            return any(programs in word for word in process.cmdline())
+        except psutil.Error:  # it ended
+            return False
+
+    started = [process for process in psutil.Process().children(recursive=True) if of_ray(process)]
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(started, timeout=10)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"  # Ray says it in several lines
+
+
 def _not_reached(address: str, error: Exception) -> str:
     here = address == "local"
     where = "started here" if here else f"reached at RAY_ADDRESS={address}"
-    said = " ".join(str(error).split())  # Ray says it in several lines
     advice = "Unset RAY_ADDRESS to run on this machine alone."
     if here:
-        advice = "The same command again is safe; a machine that is very busy may need it."
-    elif "Version mismatch" in said:
+        advice = f"It was tried {STARTS} times. Wait until this machine is less busy; the same command again is safe."
+    elif "Version mismatch" in str(error):
         advice = "Install the same Ray and Python on every node and here: cluster/requirements.txt."
-    return f"Ray could not be {where} ({type(error).__name__}: {said}). {advice}"
+    return f"Ray could not be {where} ({_told(error)}). {advice}"
 
 
 def granted() -> dict[str, Any]:

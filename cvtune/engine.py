@@ -160,7 +160,7 @@ def _run(
                 preflight.finish(check)  # what is wrong at first sight should not wait for Ray
         if caught.number is not None:
             raise Interrupted(caught.number)
-        with cluster(study.resources.niceness):
+        with cluster(study.resources.niceness, say):
             caught.install()  # ray.init has put its own handler of SIGTERM in place
             prepared = _finish(check, caught)
             for notice in prepared.notices:

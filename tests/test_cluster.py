@@ -1,6 +1,8 @@
 """How Ray is started, what is said when it does not, and what a trial gets of it."""
 
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -22,23 +24,58 @@ OTHER = "Version mismatch: The cluster was started with:\n    Ray: 2.54.0\n    P
 
 
 @pytest.mark.parametrize(
-    ("address", "raised", "said"),
+    ("address", "raised", "said", "tries"),
     [
-        ("", LATE, "timed out during startup.*The same command again is safe"),
-        ("ray-head:6379", LATE, "timed out during startup.*Unset RAY_ADDRESS"),
-        ("ray-head:6379", OTHER, r"with: Ray: 2\.54\.0 Python: 3\.11\.7\)\. Install the same Ray and Python"),
+        ("", LATE, "timed out during startup.*tried 3 times.*the same command again is safe", 3),
+        ("ray-head:6379", LATE, "timed out during startup.*Unset RAY_ADDRESS", 1),
+        ("ray-head:6379", OTHER, r"with: Ray: 2\.54\.0 Python: 3\.11\.7\)\. Install the same Ray and Python", 1),
     ],
 )
 def test_a_ray_that_does_not_start_is_an_error_of_the_cluster(
-    monkeypatch: pytest.MonkeyPatch, address: str, raised: str, said: str
+    monkeypatch: pytest.MonkeyPatch, address: str, raised: str, said: str, tries: int
 ) -> None:
-    def fails(**_: object) -> None:
+    tried: list[object] = []
+
+    def fails(**options: object) -> None:
+        tried.append(options)
         raise Exception(raised)
 
     monkeypatch.setattr(cluster.ray, "init", fails)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ClusterError, match=said), cluster.cluster():
         pass
+    assert len(tried) == tries
+
+
+SLOW_START = """
+import psutil, ray
+from cvtune.cluster import cluster
+real, raylets = ray._private.services.get_node, []
+
+def running():
+    return [child.pid for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
+
+def late_once(*asked):
+    if raylets:
+        return real(*asked)
+    raylets.extend(running())
+    raise Exception("The current node timed out during startup.")
+
+ray._private.services.get_node = late_once
+with cluster(say=print):
+    now = running()
+    assert len(raylets) == len(now) == 1 and raylets != now, (raylets, now)
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+assert not running()
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_that_was_too_slow_is_ended_and_started_once_more() -> None:
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", SLOW_START], env=alone, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Ray did not start (Exception: The current node timed out during startup.); starting it on" in done.stdout
 
 
 @pytest.mark.parametrize(
