@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.soak.nodes import AGAIN
 
 RAY = str(Path(sys.executable).with_name("ray"))
 NVIDIA_SMI = """#!/bin/sh
@@ -95,16 +98,15 @@ class Cluster:
     folder: Path
 
     def start(self, name: str, *where: str, after_s: int = 0) -> None:
-        script = "import os, sys, time; time.sleep(int(sys.argv[1])); os.execv(sys.argv[2], sys.argv[2:])"
-        line = [sys.executable, "-c", script, str(after_s), RAY, "start", "--block", *where, "--num-cpus=2"]
+        line = ["sh", "-c", f"sleep {after_s}; {AGAIN}", "sh", RAY, "start", "--block", *where, "--num-cpus=2"]
         line += ["--num-gpus=1", "--object-store-memory=100000000", "--memory=500000000"]
         environment = {**os.environ, **self.environment, "SLURMD_NODENAME": name}
         with (self.folder / f"{name}.txt").open("wb") as log:
-            self.nodes[name] = subprocess.Popen(line, stdout=log, stderr=log, env=environment)
+            self.nodes[name] = subprocess.Popen(line, stdout=log, stderr=log, env=environment, start_new_session=True)
 
     def stop(self, name: str) -> None:
-        self.nodes[name].terminate()
-        self.nodes.pop(name).wait(30)
+        os.killpg(self.nodes[name].pid, signal.SIGTERM)
+        self.nodes.pop(name).wait(60)
 
 
 @pytest.fixture
@@ -144,14 +146,14 @@ def test_it_loads_no_torch_on_the_driver() -> None:
 def test_it_waits_for_a_cluster_that_grows_and_names_a_node_that_is_lost(cluster: Cluster, tmp_path: Path) -> None:
     cluster.start("n2", "--address", cluster.environment["RAY_ADDRESS"], after_s=15)
     seen = {**cluster.environment, "SLURMD_NODENAME": "n1"}
-    done = doctor("--wait", "120", "--storage", str(tmp_path / "studies"), **seen)
+    done = doctor("--wait", "400", "--storage", str(tmp_path / "studies"), **seen)
     assert done.returncode == 0, done.stdout + done.stderr
     wrong = {name for name, state in states(done).items() if state not in ("ok", "skipped")}
     assert not wrong - {"temp folder"}, done.stdout  # the disk may be nearly full
     assert "2: n1, n2 (of the Slurm job)" in done.stdout and "4 CPUs, 2 GPUs, 1.2 GB, as Slurm granted" in done.stdout
     assert "2: NVIDIA L4" in done.stdout
     cluster.stop("n2")
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while (done := doctor(**seen)).returncode == 0 and time.monotonic() < until:
         time.sleep(1)
     assert done.returncode == 4 and "1 of 2 nodes joined" in done.stdout and "missing: n2" in done.stdout

@@ -1,5 +1,7 @@
 """The engine with real Ray and real processes: what bad input gets, and what happens when things die."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.tune import TuneError
 
+from cvtune import cli
 from cvtune.durable import is_full
 from cvtune.engine import cause_of
 from cvtune.errors import OwnedError
@@ -29,6 +32,7 @@ SETTINGS = (
     "data.image_size=16",
     "model.width=4",
     "augment.flip=none",
+    "data.train_fraction=0.5",
     "noise_seeds=0",
     "confirm.top=0",
 )
@@ -102,17 +106,38 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
 }
 
 
+IN_A_PROCESS = ("missing folder", "corrupt images", "too many cores")  # one for each stage; importing takes seconds
+
+
+def said_by_main(line: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    """The command line within this process: exit code, output, errors."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["cvtune", *line])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_gets_one_paragraph_an_exit_code_and_leaves_nothing(tmp_path: Path, case: str) -> None:
+def test_bad_input_gets_one_paragraph_an_exit_code_and_leaves_nothing(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments, code, said = BAD_INPUT[case]
     target = arguments(tmp_path)
     storage = [] if "--storage" in target else ["--storage", str(tmp_path / "studies")]
-    line = [sys.executable, "-m", "cvtune.cli", "run", *target, *storage, "--cache", str(tmp_path / "cache")]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert said in done.stderr and done.stderr.startswith("error: ") and done.stderr.strip().count("\n") == 0
-    assert "Traceback" not in done.stdout + done.stderr
+    line = ["run", *target, *storage, "--cache", str(tmp_path / "cache")]
+    if case in IN_A_PROCESS:
+        command = [sys.executable, "-m", "cvtune.cli", *line]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
+        returned, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        returned, out, err = said_by_main(line, tmp_path, monkeypatch)
+    assert returned == code, err
+    assert said in err and err.startswith("error: ") and err.strip().count("\n") == 0
+    assert "Traceback" not in out + err
     assert not list((tmp_path / "studies").glob("*")) if (tmp_path / "studies").exists() else True
 
 

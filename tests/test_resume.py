@@ -14,7 +14,7 @@ from cvtune.history import load
 from cvtune.journal import read
 from tests.invariants import check, half_written, marked, no_process_is_left, rows, trained_the_same
 
-SHORT = ("data.image_size=16", "model.width=4", "augment.flip=none", "data.train_fraction=0.5")
+SHORT = ("data.image_size=16", "model.width=4", "augment.flip=none", "data.train_fraction=0.3")
 ONE_AT_A_TIME = ("resources.max_concurrent=1",)  # one order of reports, so that two runs can be compared
 STUDIES = {
     "asha": ("max_epochs=3", "budget.trials=9", "noise_seeds=2", "confirm.top=1", "confirm.seeds=2"),
@@ -25,7 +25,7 @@ STUDIES = {
 }
 STUDIES["folds"] = ("data.folds=3", "max_epochs=2", "budget.trials=5", "noise_seeds=0", "confirm.top=0")
 STUDIES["long"] = ("scheduler.name=fifo", "max_epochs=14", "budget.trials=1", "noise_seeds=0", "confirm.top=0")
-KILLS = {"asha": 2, "pbt": 2, "folds": 1}
+KILLS = {"asha": 2, "pbt": 1, "folds": 1}
 DECIDED = ["trial", "step", "action", "reason", "donor", "donor_step", "values", "arrival"]
 ENDED = ["trial", "role", "label", "reason", "searched", "test_accuracy", "test_loss"]
 

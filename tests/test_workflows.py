@@ -25,6 +25,7 @@ def has_study(path: Path) -> bool:
 WORKFLOWS = [path for path in sorted((ROOT / "workflows").glob("*.py")) if has_study(path)]
 FOLLOWING = {"replay", "transfer"}  # need the results of another one: pbt, pretrain
 ALONE = [path for path in WORKFLOWS if path.stem not in FOLLOWING]
+SMALL = ("model.width=4", "data.train_fraction=0.4")  # what is tested does not depend on how well it learns
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
@@ -77,7 +78,8 @@ def check_tables(study_folder: Path, trials: int) -> None:
 
 @pytest.mark.slow
 def test_quickstart_runs_and_readmes_query_reads_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study_folder = run("quickstart", tmp_path, "budget.trials=4", "max_epochs=2", "noise_seeds=2", "confirm.seeds=2")
+    small = ("budget.trials=4", "max_epochs=2", "noise_seeds=2", "confirm.seeds=2", *SMALL)
+    study_folder = run("quickstart", tmp_path, *small)
     check_tables(study_folder, trials=4)
     compared = json.loads((study_folder / "best" / "comparison.json").read_text())
     assert {recipe["label"] for recipe in compared["recipes"]} >= {"default", "trivial"}
@@ -106,7 +108,7 @@ def test_lightning_runs(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_imbalanced_images_settle_what_the_whole_study_compares_by(tmp_path: Path) -> None:
-    small = ("budget.trials=2", "max_epochs=1", "noise_seeds=0", "confirm.top=0", "confirm.seeds=2")
+    small = ("budget.trials=2", "max_epochs=1", "noise_seeds=0", "confirm.top=0", "confirm.seeds=2", *SMALL)
     study_folder = run("imbalance", tmp_path, *small)
     assert study.read(study_folder / "study.json").objective == "val_balanced_accuracy"
     compared = json.loads((study_folder / "best" / "comparison.json").read_text())
@@ -164,7 +166,7 @@ def test_transfer_starts_from_the_best_trial_of_pretrain(tmp_path: Path) -> None
 def test_the_schedule_of_a_population_is_replayed_against_the_best_constant_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ("max_epochs=4", "data.train_fraction=0.4", "confirm.seeds=2")
+    small = ("max_epochs=4", "confirm.seeds=2", *SMALL)
     with pytest.raises(ConfigError, match="pbt"):
         monkeypatch.setenv("CVTUNE_REPLAY", str(tmp_path / "nowhere"))
         study.load(str(ROOT / "workflows" / "replay.py"))

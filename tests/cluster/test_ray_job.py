@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 from cvtune import history as histories
 from cvtune import lease
+from tests.soak.nodes import AGAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "cluster" / "ray-job.sh")
@@ -110,15 +112,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     log = home / "head.txt"
     # A short path: those of sockets have a limit.
     with log.open("wb") as out, tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        head = subprocess.Popen(line, stdout=out, stderr=out, env={**own, "RAY_TMPDIR": folder})
+        again = ["sh", "-c", AGAIN, "sh", *line]
+        env = {**own, "RAY_TMPDIR": folder}
+        head = subprocess.Popen(again, stdout=out, stderr=out, env=env, start_new_session=True)
         until = time.monotonic() + 300
         while b"started" not in log.read_bytes():
             assert head.poll() is None and time.monotonic() < until, log.read_text()
             time.sleep(0.2)
         own["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
         yield Cluster(own, home / "work", Path(folder) / "ray" / "session_latest" / "logs" / "jobs")
-        head.terminate()
-        head.wait(30)
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class Jobs:
     def output(self, job: str) -> str:
         return (self.folder / f"{job}.out").read_text()
 
-    def until(self, what: Callable[[], object], job: str, seconds: float = 400) -> None:
+    def until(self, what: Callable[[], object], job: str, seconds: float = 900) -> None:
         """Wait until something holds; a job that ended meanwhile, or time that ran out, is an error with its output."""
         limit = time.monotonic() + seconds
         while not what():
@@ -114,7 +114,7 @@ class Jobs:
             assert time.monotonic() < limit, f"waited {seconds} s\n{self.output(job)}"
             time.sleep(0.5)
 
-    def completes(self, job: str, seconds: float = 400) -> None:
+    def completes(self, job: str, seconds: float = 900) -> None:
         state = self.rig.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=seconds)
         assert state == "COMPLETED", f"{state}\n{self.output(job)}"
 
@@ -148,16 +148,17 @@ def no_traces(jobs: Jobs) -> None:
 
 def test_the_quickstart_on_three_nodes_beside_another_job_of_its_user(rig: Rig, jobs: Jobs) -> None:
     quickstart = str(ROOT / "workflows" / "quickstart.py")
-    whole = jobs.submit("slurm.sbatch", "--nodes=3", "--cpus-per-task=1", arguments=(quickstart,))
+    half = settings({"budget.trials": 16})
+    whole = jobs.submit("slurm.sbatch", "--nodes=3", "--cpus-per-task=1", arguments=(quickstart, *half))
     other = jobs.submit("slurm.sbatch", "--nodes=2", "--cpus-per-task=1", arguments=("own.py",))
     jobs.until(lambda: jobs.epochs("quickstart") and jobs.epochs("own"), whole)
     assert rig.hosts(whole) > rig.hosts(other)  # they share nodes
     strangers_are_refused(rig, jobs, whole, other)
     rig.run("scancel", other)
-    assert rig.wait(other, "CANCELLED", "PENDING", seconds=60) == "CANCELLED"
-    jobs.completes(whole, 600)
+    assert rig.wait(other, "CANCELLED", "PENDING", seconds=180) == "CANCELLED"
+    jobs.completes(whole)
     history = check(jobs.studies / "quickstart", returncode=0)
-    assert len(history.of("search")) == 32
+    assert len(history.of("search")) == 16
     assert jobs.nodes("quickstart") == set(NODES)
     for node in NODES:  # the images were decoded once per node
         assert len(list((rig.root / f"{node}.tmp" / whole / "cvtune").glob("*.store"))) == 1
@@ -230,7 +231,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_resumes(rig: Rig, jobs: Job
     rig.reach_time_limit(job)
     first = jobs.epochs("own")
     assert 0 < len(first) < 180, jobs.output(job)
-    jobs.completes(job, 400)
+    jobs.completes(job)
     assert rig.show(job, "Restarts") == "1" and "queued again, 1 of at most 20" in jobs.output(job)
     check(jobs.studies / "own", returncode=0)
     assert len(jobs.epochs("own")) == 180
@@ -244,7 +245,7 @@ def test_a_preempted_job_resumes_and_outlives_the_loss_of_a_node(rig: Rig, jobs:
     jobs.until(lambda: jobs.epochs("own"), job)
     every_cpu = ("--nodes=3", "--cpus-per-task=4", "--partition=urgent", "--time=1", "--wrap=srun sleep 5")
     urgent = rig.run("sbatch", "--parsable", "--output=/dev/null", *every_cpu).strip()
-    rig.wait(urgent, "COMPLETED", seconds=120)
+    rig.wait(urgent, "COMPLETED", seconds=300)
     before = len(jobs.epochs("own"))
     jobs.until(lambda: len(jobs.epochs("own")) > before, job)
     assert rig.show(job, "Restarts") == "1"
@@ -253,7 +254,7 @@ def test_a_preempted_job_resumes_and_outlives_the_loss_of_a_node(rig: Rig, jobs:
     jobs.until(lambda: any(e["node"] == lost for e in jobs.epochs("own")[before:]), job)
     rig.kill_node(lost)
     try:
-        jobs.completes(job, 400)
+        jobs.completes(job)
     finally:
         rig.boot(lost)
     check(jobs.studies / "own", returncode=0)
@@ -277,7 +278,7 @@ def test_a_node_whose_network_was_cut_comes_back(rig: Rig, jobs: Jobs) -> None:
         rig.heal(cut)
     at = len(jobs.epochs("own"))
     jobs.until(lambda: any(e["node"] == cut for e in jobs.epochs("own")[at:]), job)
-    jobs.completes(job, 400)
+    jobs.completes(job)
     check(jobs.studies / "own", returncode=0)
     assert len(jobs.epochs("own")) == 192
     assert f"{cut}: Ray ended by itself" in jobs.output(job)
@@ -303,7 +304,7 @@ def test_an_element_at_its_time_limit_is_queued_again_alone(rig: Rig, jobs: Jobs
     array = jobs.submit("slurm-array.sbatch", *limits, arguments=("studies.txt",))
     jobs.until(lambda: jobs.epochs("long"), f"{array}_2")
     rig.reach_time_limit(f"{array}_2")
-    jobs.completes(f"{array}_2", 400)
+    jobs.completes(f"{array}_2")
     jobs.completes(f"{array}_1")
     assert [rig.show(f"{array}_{n}", "Restarts") for n in (1, 2)] == ["0", "1"]
     assert len(jobs.epochs("long")) == 112
@@ -318,9 +319,9 @@ def test_workers_join_a_study_and_leave_it(rig: Rig, jobs: Jobs) -> None:
     second = jobs.submit("worker.sbatch", arguments=(main,), CVTUNE_IDLE_S="20")
     jobs.until(lambda: len({(e["node"], e["pid"]) for e in jobs.epochs("own")}) > 1, main)
     rig.run("scancel", "--batch", "--signal=TERM", first)  # as when it is preempted
-    jobs.completes(first, 60)
-    jobs.completes(main, 300)
-    jobs.completes(second, 120)
+    jobs.completes(first, 180)
+    jobs.completes(main)
+    jobs.completes(second, 300)
     assert "nothing to do for 20 s" in jobs.output(second)
     history = check(jobs.studies / "own", returncode=0)
     assert {record.reason for record in history.trials.values()} == {"completed"}  # none, although none may be retried

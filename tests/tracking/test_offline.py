@@ -32,7 +32,7 @@ CANARY = "canary0" * 6
 SETTINGS = (
     *("data.image_size=16", "model.width=4", "augment.flip=none", "max_epochs=2", "budget.trials=5"),
     *("noise_seeds=2", "confirm.top=1", "confirm.seeds=2", "loss.name=python:leaky:loss", "tracking.mode=offline"),
-    "tracking.project=tests",
+    *("tracking.project=tests", "data.train_fraction=0.5"),
 )
 LEAKY = '''
 import os
