@@ -215,7 +215,7 @@ def killed(writer: Writer, folder: Path, fatal: int, seen: list[tuple[int | None
             steps.fatal = 0
             told.write_text(json.dumps(steps.taken))
         os._exit(0)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         seen.append(tuple(writer.seen(folder)))
         time.sleep(0.002)

@@ -295,12 +295,12 @@ def start(*arguments: str, tmp: Path) -> subprocess.Popen[str]:
 
 def wait_for_epochs(tmp: Path, count: int) -> None:
     """Until the journal holds that many epochs."""
-    study, until = tmp / "studies" / "digits", time.monotonic() + 300
+    study, until = tmp / "studies" / "digits", time.monotonic() + 600
     while time.monotonic() < until:
         if (study / "journal").exists() and sum(len(r.epochs) for r in load(study).trials.values()) >= count:
             return
         time.sleep(0.1)
-    raise AssertionError("no epochs within two minutes")
+    raise AssertionError("no epochs in time")
 
 
 IN_TURN = ["--set", "budget.trials=6", "--set", "resources.max_concurrent=1"]  # one at a time: one order of reports
@@ -336,7 +336,7 @@ def test_an_ended_driver_is_taken_up_again_and_decides_the_same(
     if number == signal.SIGTERM:
         time.sleep(0.3)
         driver.send_signal(signal.SIGTERM)  # launch scripts and batch systems repeat it
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=300)
     assert driver.returncode == code
     check(tmp_path / "studies" / "digits", code)
     resumed = cvtune("run", "digits", *QUICK, *IN_TURN, tmp=tmp_path)

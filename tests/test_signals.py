@@ -14,7 +14,7 @@ from cvtune.signals import signals
 
 with signals() as caught:
     print("ready", flush=True)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while caught.number is None and time.monotonic() < until:
         time.sleep(0.01)
     print("asked", flush=True)
@@ -31,7 +31,7 @@ def run(first: signal.Signals, second: signal.Signals) -> tuple[int, str]:
     assert process.stdout.readline() == "asked\n"
     time.sleep(0.1)
     os.kill(process.pid, second)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=120)
     return process.returncode, output
 
 

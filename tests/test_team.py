@@ -169,7 +169,7 @@ def test_nothing_outlives_a_process_that_is_killed(tmp: Path) -> None:
     assert helpers
     first.kill()
     first.wait()
-    assert not psutil.wait_procs(helpers, timeout=20)[1]
+    assert not psutil.wait_procs(helpers, timeout=120)[1]
 
 
 @pytest.mark.parametrize(("count", "rows"), [(33, [16, 17]), (4, [2, 2]), (3, [3, 3]), (2, [2, 2])])

@@ -100,12 +100,12 @@ class Stand:
         """Run a script to its end, with a signal once cvtune runs; returns exit code and output."""
         script_ = self.start(script, *arguments, **variables)
         if send is not None:
-            until = time.monotonic() + 30
+            until = time.monotonic() + 120
             while not Path(f"{self.log}.running").exists():
                 assert time.monotonic() < until
                 time.sleep(0.05)
             script_.send_signal(send)
-        output, _ = script_.communicate(timeout=60)
+        output, _ = script_.communicate(timeout=300)
         return script_.returncode, output
 
     def calls(self) -> str:
@@ -178,7 +178,7 @@ def test_a_jobs_secrets_are_in_no_file_but_the_tokens_own(stand: Stand, script: 
     """The token of its Ray, which is gone at the end, and a key that the environment holds for the driver."""
     key = "local-" + "c0ffee" * 6
     job = stand.start(script, "w.py", FAKE_TENTHS="100", WANDB_API_KEY=key)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not Path(f"{stand.log}.running").exists():
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -193,7 +193,7 @@ def test_a_jobs_secrets_are_in_no_file_but_the_tokens_own(stand: Stand, script: 
 
     assert hold(token) == [place] and not hold(key)
     job.send_signal(signal.SIGTERM)
-    output, _ = job.communicate(timeout=60)
+    output, _ = job.communicate(timeout=300)
     assert token not in output and key not in output
     assert not hold(token) and not hold(key)
 

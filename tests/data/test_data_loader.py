@@ -243,5 +243,5 @@ next(made)
 
 def test_a_loader_that_hangs_does_not_outlive_its_trial() -> None:
     """It holds the connections of the trial's process, here its output, so that others would not see that one's end."""
-    done = subprocess.run([sys.executable, "-c", ORPHANED], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-c", ORPHANED], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr

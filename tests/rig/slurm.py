@@ -170,7 +170,7 @@ class Rig:
     def run(self, *command: str, check: bool = True, environment: Mapping[str, str] | None = None) -> str:
         """Run one of Slurm's commands against this cluster and return what it printed."""
         variables = {**self.environment, **(environment or {})}
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=180)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr or done.stdout}")
         return done.stdout

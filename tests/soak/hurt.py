@@ -84,7 +84,7 @@ class Bench:
         """End the run in good order, if one is there; the next goes on."""
         if self._driver is not None and self._driver.poll() is None:
             self._driver.terminate()
-            self._driver.wait(60)
+            self._driver.wait(300)
 
     def ended(self, driver: subprocess.Popen[str], seconds: float = 900) -> int:
         """Wait for the end of a run; returns its exit code."""
@@ -105,7 +105,7 @@ class Bench:
             return []
         return [event for event in journal.read(self.study) if event["kind"] in kinds]
 
-    def wait(self, what: Callable[[], Any], seconds: float = 240) -> Any:
+    def wait(self, what: Callable[[], Any], seconds: float = 600) -> Any:
         """Wait until `what` gives something, and return it."""
         until = time.monotonic() + seconds
         while not (found := what()):
@@ -119,7 +119,7 @@ class Bench:
         """The reports since `t`, of one trial or of all."""
         return [e for e in self.events("epoch") if e["t"] > t and trial in (None, e["trial"])]
 
-    def wait_for_reports(self, count: int, seconds: float = 240) -> None:
+    def wait_for_reports(self, count: int, seconds: float = 600) -> None:
         """Until there are so many more."""
         now = time.time()
         self.wait(lambda: len(self.reports_after(now)) >= count, seconds)

@@ -18,7 +18,7 @@ from tests.tracking.wandb_answers import Run
 from tests.tracking.wandb_server import WandbServer
 
 CANARY = "local-" + "c0ffee" * 6 + "beef"  # 40 characters, as W&B's own keys
-ENDS_S = 240.0  # no syncer may take longer, whatever the server does
+ENDS_S = 600.0  # no syncer may take longer, whatever the server does
 TINY = (
     *("data.image_size=16", "model.width=4", "augment.flip=none", "data.train_fraction=0.3", "max_epochs=4"),
     *("budget.trials=3", "noise_seeds=2", "confirm.top=1", "confirm.seeds=2"),

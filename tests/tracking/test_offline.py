@@ -178,7 +178,7 @@ def copy(study: Path, to: Path) -> Path:
 def test_a_second_sync_changes_nothing(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "wandb").glob("offline-run-*/*.wandb")}
     done = sync(study)
-    output, _ = done.communicate(timeout=120)
+    output, _ = done.communicate(timeout=600)
     assert done.returncode == 0 and "holds all" in output
     assert {path: path.stat().st_mtime_ns for path in (study / "wandb").glob("offline-run-*/*.wandb")} == before
 
@@ -189,7 +189,7 @@ def test_a_syncer_that_is_killed_again_and_again_delivers_each_report_once(study
     for _ in range(6):
         running = sync(mine)
         count = len(told_names(mine))
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while len(told_names(mine)) < count + 2 and running.poll() is None and time.monotonic() < until:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.1)
@@ -199,7 +199,7 @@ def test_a_syncer_that_is_killed_again_and_again_delivers_each_report_once(study
         running.communicate(timeout=600)
     assert cut >= 2
     done = sync(mine)
-    output, _ = done.communicate(timeout=120)
+    output, _ = done.communicate(timeout=600)
     assert done.returncode == 0, output
     check(mine, told(mine))
 
@@ -211,7 +211,7 @@ def told_names(study: Path) -> set[str]:
 def test_of_two_syncers_at_once_the_second_says_so_and_ends(study: Path, tmp_path: Path) -> None:
     mine = copy(study, tmp_path)
     both = [sync(mine), sync(mine)]
-    outputs = [each.communicate(timeout=120)[0] for each in both]
+    outputs = [each.communicate(timeout=600)[0] for each in both]
     assert [each.returncode for each in both] == [0, 0], outputs
     assert sum("another syncer" in output for output in outputs) == 1, outputs
     check(mine, told(mine))
@@ -228,7 +228,7 @@ def test_an_interrupted_study_is_told_as_preempted_and_written_anew_when_it_went
     first = next(i for i, e in enumerate(events) if e["kind"] == "epoch" and e["reason"] is None)
     term.write_bytes(b"".join(lines[: first + 1]))
     done = sync(mine)
-    output, _ = done.communicate(timeout=120)
+    output, _ = done.communicate(timeout=600)
     assert done.returncode == 0, output
     begun = {run.trial: run for run in told(mine)}
     open_one = begun[events[first]["trial"]]
@@ -236,7 +236,7 @@ def test_an_interrupted_study_is_told_as_preempted_and_written_anew_when_it_went
     assert begun["study"].preempting
     term.write_bytes(whole)
     done = sync(mine)
-    output, _ = done.communicate(timeout=120)
+    output, _ = done.communicate(timeout=600)
     assert done.returncode == 0, output
     check(mine, told(mine))
 
@@ -252,7 +252,7 @@ def test_a_watching_syncer_follows_until_nobody_runs_the_study(study: Path, tmp_
     (mine / "lease.json").write_text(json.dumps(alive))
     running = sync(mine, "--watch")
     ended = [r.trial for r in history.load(mine).trials.values() if r.reason and r.role == "search"]
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(told_names(mine)) < len(ended) and time.monotonic() < until:
         time.sleep(0.1)
     assert ended and running.poll() is None
@@ -279,7 +279,7 @@ def test_a_plot_of_a_populations_schedule_is_shown(study: Path, tmp_path: Path) 
     about = {"study": "digits", "trial": "00002", "objective": "val_accuracy", "score": 0.5, "recipe": {}}
     (mine / "schedule.json").write_text(json.dumps({"format": 1, **about, "epochs": epochs}))
     done = sync(mine)
-    output, _ = done.communicate(timeout=120)
+    output, _ = done.communicate(timeout=600)
     assert done.returncode == 0, output
     own = next(run for run in told(mine) if run.trial == "study")
     assert "schedule/path" in own.rows[-1] and list((own.folder / "files" / "media" / "plotly").iterdir())
