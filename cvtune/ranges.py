@@ -126,8 +126,9 @@ RULES = (
     Rule(
         "augment.strength",
         lambda f: True,
-        lambda f: Uniform(0, 1),
-        "nothing in the images says where in its range the best strength lies.",
+        lambda f: SWEET_SPOT.domains["augment.strength"],
+        "nothing in the images says where in its range the best strength lies; of random points three in four are "
+        "drawn from the likely part.",
     ),
     Rule(
         "regularize.strength",
@@ -145,8 +146,9 @@ RULES = (
     Rule(
         "regularize.strength",
         lambda f: True,
-        lambda f: Uniform(0, 1),
-        "nothing in the images says where in its range the best strength lies.",
+        lambda f: SWEET_SPOT.domains["regularize.strength"],
+        "nothing in the images says where in its range the best strength lies; of random points three in four are "
+        "drawn from the likely part.",
     ),
     Rule(
         "optim.lr",
@@ -195,7 +197,8 @@ def advise(facts: Facts) -> tuple[Advice, ...]:
 def code_of(value: Domain | Value) -> str:
     """A value or a domain as Python source."""
     if isinstance(value, LogUniform | Uniform):
-        return f"{type(value).__name__}({value.low:g}, {value.high:g})"
+        likely = f", likely=({value.likely[0]:g}, {value.likely[1]:g})" if value.likely else ""
+        return f"{type(value).__name__}({value.low:g}, {value.high:g}{likely})"
     return repr(value)
 
 

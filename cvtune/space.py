@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 BUNDLE = "regularize.strength"
+LIKELY = 0.75  # share of random points that are drawn where the best one probably lies
 NOTHING: Mapping[str, Value] = types.MappingProxyType({})
 KNOBS = tuple(name for name in FIELDS if name.startswith("regularize.") and name != BUNDLE)
 
@@ -182,15 +183,19 @@ class Space(Section):
         """Whether the name is searched beside `values`: its condition, if it has one, is met."""
         return self.domain(name, values) is not None
 
-    def pick(self, quantiles: Mapping[str, float], given: Mapping[str, Value] = NOTHING) -> dict[str, Value]:
+    def pick(
+        self, quantiles: Mapping[str, float], given: Mapping[str, Value] = NOTHING, likely: bool = False
+    ) -> dict[str, Value]:
         """The values at the given quantiles in [0, 1], names whose condition fails left out.
 
         Every sampler comes through here, so conditions are honored in one place. `given` values are kept as they are.
+        With `likely` the quantiles are those of the likely part of each domain.
         """
         values: dict[str, Value] = {}
         for name in self.order():
             if domain := self.domain(name, values):
-                values[name] = given[name] if name in given else domain.at(quantiles[name])
+                low, high = domain.likely_quantiles() if likely else (0.0, 1.0)
+                values[name] = given[name] if name in given else domain.at(low + quantiles[name] * (high - low))
         return values
 
     def completed(self, given: Mapping[str, Value]) -> dict[str, Value]:
@@ -272,8 +277,20 @@ class Space(Section):
                 )
 
     def sample(self, rng: np.random.Generator, given: Mapping[str, Value] = NOTHING) -> dict[str, Value]:
-        """One random point. Draws for every name, so that a condition does not shift the other draws."""
-        return self.pick({name: float(rng.random()) for name in self.domains}, given)
+        """One random point, of a space that says what is likely more often from there.
+
+        LIKELY of the points have every value from the likely part of its domain, the others are drawn from the whole
+        space: a prior mixed with uniform draws finds the best point also where the prior is wrong, in at most
+        1 / (1 - LIKELY) times the trials (as in PriorBand, Mallik et al. 2023). Draws for every name, so that a
+        condition does not shift the other draws.
+        """
+        quantiles = {name: float(rng.random()) for name in self.domains}
+        return self.pick(quantiles, given, likely=self.hints and rng.random() < LIKELY)
+
+    @property
+    def hints(self) -> bool:
+        """Whether any domain says which part of it is likely."""
+        return any(domain.likely for name in self.domains for _, domain in self.cases(name))
 
     def without(self, fixed: Mapping[str, Value]) -> Space:
         """This space with some names fixed at a value: they leave it, and so do names that are not searched there.

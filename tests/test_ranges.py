@@ -72,6 +72,7 @@ def test_what_a_data_set_is_like_moves_the_ranges() -> None:
 
     assert given("plain")["data.image_size"] == "128" and image_size(CASES["small images"]) == 32
     assert given("small images")["augment.strength"] == "Uniform(0, 0.6)"
+    assert given("plain")["augment.strength"] == "Uniform(0, 1, likely=(0, 0.6))"
     assert batch_size(CASES["few"]) == 8 and "data.batch_size" not in given("plain")
     assert given("uneven")["data.oversample"] == "Uniform(0, 1)" and "data.oversample" not in given("plain")
     assert given("masks")["loss.class_weight"] == "Uniform(0, 1)"

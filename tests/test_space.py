@@ -64,6 +64,58 @@ def test_a_domain_contains_what_it_can_propose_and_nothing_else(domain, outside)
     assert not isinstance(domain, Uniform) or domain.contains(1)  # a whole number, as JSON has it
 
 
+@pytest.mark.parametrize(
+    ("domain", "wide"),
+    [
+        (Uniform(-1, 3, likely=(0, 1)), 0.25),
+        (LogUniform(1e-4, 1e-1, likely=(1e-3, 1e-2)), 1 / 3),
+        (IntUniform(1, 10, likely=(2, 4)), 0.3),
+    ],
+)
+def test_the_likely_part_of_a_domain_is_what_lies_between_its_quantiles(domain, wide) -> None:
+    low, high = domain.likely_quantiles()
+    assert high - low == pytest.approx(wide)
+    values = {domain.at(u) for u in np.linspace(low, high - 1e-9, 100)}
+    assert min(values) == pytest.approx(domain.likely[0]) and max(values) == pytest.approx(domain.likely[1])
+
+
+def test_three_of_four_points_are_drawn_from_what_is_likely_and_the_others_from_everywhere() -> None:
+    hinted = space(
+        {
+            "augment.strength": Uniform(0, 1, likely=(0, 0.25)),
+            "optim.name": Choice("sgd", "adamw"),
+            "optim.lr": PerChoice(
+                "optim.name", {"sgd": LogUniform(1e-2, 1, likely=(1e-2, 1e-1)), "adamw": RATES.cases[1][1]}
+            ),
+        }
+    )
+    points = [hinted.sample(np.random.default_rng(i)) for i in range(4000)]
+    strengths = np.array([p["augment.strength"] for p in points])
+    assert np.mean(strengths < 0.25) == pytest.approx(0.75 + 0.25 * 0.25, abs=0.03)
+    assert np.histogram(strengths[strengths >= 0.25], 3, (0.25, 1))[0] == pytest.approx(250, rel=0.2)
+    sgd = [(p["augment.strength"], p["optim.lr"]) for p in points if p["optim.name"] == "sgd"]
+    assert np.mean([rate < 0.1 for _, rate in sgd]) == pytest.approx(0.75 + 0.25 * 0.5, abs=0.03)
+    both = np.mean([rate < 0.1 and strength < 0.25 for strength, rate in sgd])
+    assert both == pytest.approx(0.75 + 0.25 * 0.125, abs=0.03)  # all of a point's values together
+    assert {p["optim.name"] for p in points if p["augment.strength"] < 0.25} == {"sgd", "adamw"}
+
+
+def test_without_a_likely_part_draws_are_what_they_were_and_nothing_is_written_of_it() -> None:
+    assert "likely" not in CONDITIONAL.model_dump_json() and not CONDITIONAL.hints and not BY_NAME.hints
+    rng = np.random.default_rng(7)
+    drawn = [CONDITIONAL.sample(rng) for _ in range(5)]
+    again = np.random.default_rng(7)
+    assert drawn == [CONDITIONAL.pick({n: float(again.random()) for n in CONDITIONAL.domains}) for _ in range(5)]
+
+
+def test_what_is_likely_is_written_and_read_again() -> None:
+    hinted = space(
+        {"optim.lr": LogUniform(1e-4, 1e-1, likely=(1e-3, 1e-2)), "data.batch_size": IntUniform(8, 64, likely=(16, 32))}
+    )
+    assert Space.model_validate_json(hinted.model_dump_json()) == hinted and hinted.hints
+    assert hinted.without({"optim.lr": 0.1}).hints and not hinted.without({"data.batch_size": 8, "optim.lr": 0.1}).hints
+
+
 def test_log_uniform_gives_each_order_of_magnitude_the_same_share() -> None:
     values = np.array([LogUniform(1e-4, 1e-1).at(u) for u in np.linspace(0, 1, 3001)])
     assert np.histogram(np.log10(values), bins=3, range=(-4, -1))[0] == pytest.approx([1000, 1000, 1000], abs=2)
@@ -90,6 +142,9 @@ def test_a_condition_does_not_shift_the_other_draws() -> None:
         (lambda: IntUniform(3, 3), "upside down or empty"),
         (lambda: LogUniform(0, 1), "above 0"),
         (lambda: Choice("a"), "at least two"),
+        (lambda: Uniform(0, 1, likely=(0.5, 1.5)), r"likely=\(0.5, 1.5\)\): likely is a part of the range"),
+        (lambda: LogUniform(1e-3, 1, likely=(0.1, 0.01)), "its lower end first"),
+        (lambda: IntUniform(1, 9, likely=(3, 3)), "two different values within the range"),
         (lambda: space({"optim.lrr": Uniform(0, 1)}), "Did you mean 'optim.lr'"),
         (lambda: space({"augment.strength": Uniform(0, 1.5)}), "augment.strength = 1.5"),
         (lambda: space({"optim.name": Choice("sgd", "adamx")}), "optim.name = 'adamx'"),

@@ -37,7 +37,7 @@ from cvtune.explained import Explained, common
 from cvtune.forecast import Game, on_paper
 from cvtune.history import TrialRecord
 from cvtune.space import LogUniform, Space, Uniform
-from cvtune.study import Study, make, parse_assignment
+from cvtune.study import SWEET_SPOT, Study, make, parse_assignment
 from cvtune.suggest import Suggester, suggester
 
 WITHIN = 0.01  # of the best row's mean last score
@@ -89,9 +89,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Side:
-    """One way to search: settings of a study, and who takes the places of our scheduler and searcher."""
+    """One way to search: settings of a study, and who takes the places of our scheduler and searcher.
+
+    Attributes:
+        hints: whether it is told what the built-in study says is likely; nobody who searches with Ray Tune is.
+    """
 
     settings: Mapping[str, Any]
+    hints: bool = True
     board: Callable[[Study], Board] = Board
     searcher: Callable[[Study], Suggester] = suggester
 
@@ -212,9 +217,20 @@ class Played:
 
 def study_of(table: Table, side: Side, seed: int) -> Study:
     """The study that a side plays: only the search, without noise trials and confirmation."""
-    tree = {"space": table.space, "objective": "val_accuracy", "noise_seeds": 0, "confirm": {"top": 0}}
+    tree = {
+        "space": hinted(table.space) if side.hints else table.space,
+        "objective": "val_accuracy",
+        "noise_seeds": 0,
+        "confirm": {"top": 0},
+    }
     about = {"seed": seed, "max_epochs": table.scores.shape[2], "budget.trials": len(table.values)}
     return make(tree).set({**about, **side.settings})
+
+
+def hinted(plain: Space) -> Space:
+    """A recorded space with what the built-in study of today says of the same ranges."""
+    known = {(name, *domain.edges()): domain for name, domain in SWEET_SPOT.domains.items()}
+    return Space(domains={n: known.get((n, *domain.edges()), domain) for n, domain in plain.domains.items()})
 
 
 def play(table: Table, side: Side, workers: int, seed: int, epochs: int) -> Played:
@@ -249,9 +265,10 @@ def _key(values: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 SIDES = {
-    "ray": Side({}, ray_asha(grace_period=1, reduction_factor=3)),
-    "ray-tpe": Side({}, ray_asha(grace_period=1, reduction_factor=3), RayTpe),
+    "ray": Side({}, False, ray_asha(grace_period=1, reduction_factor=3)),
+    "ray-tpe": Side({}, False, ray_asha(grace_period=1, reduction_factor=3), RayTpe),
     "default": Side({}),
+    "default-without-hints": Side({}, False),
     "tpe-estimated": Side({}, searcher=estimated),
     "promotion-tpe-estimated": Side({"scheduler.name": "promotion"}, searcher=estimated),
 }

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from curves import EPOCHS, MORE_SEEDS, RECIPES, SEEDS, TOP, values_of
-from replay import SIDES, Played, Side, Table, interval, play, regrets
+from replay import SIDES, Played, Side, Table, hinted, interval, play, regrets, study_of
 
 from cvtune.space import LogUniform, Uniform, space
+from cvtune.study import SWEET_SPOT
 
 PROMOTION = Side({"scheduler.name": "promotion"})
 FIFO = Side({"scheduler.name": "fifo"})
@@ -72,9 +73,20 @@ def test_promotion_by_hand() -> None:
 
 def test_our_asha_is_rays_where_no_option_is_set() -> None:
     rows = table([i / 20 for i in range(1, 21)], [1 + i % 3 for i in range(20)], 9)
-    theirs, ours = (play(rows, SIDES[name], workers=4, seed=2, epochs=1000) for name in ("ray", "default"))
+    theirs, ours = (
+        play(rows, SIDES[name], workers=4, seed=2, epochs=1000) for name in ("ray", "default-without-hints")
+    )
     assert np.array_equal(theirs.regret, ours.regret)
     assert np.array_equal(theirs.clock, ours.clock)
+
+
+def test_only_ours_is_told_what_the_built_in_study_says_of_the_same_ranges() -> None:
+    told = hinted(SPACE).domains
+    assert told["augment.strength"] == SWEET_SPOT.domains["augment.strength"] != SPACE.domains["augment.strength"]
+    assert told["optim.lr"] == SPACE.domains["optim.lr"]  # another range than the built-in one
+    rows = table([i / 20 for i in range(1, 21)], [1] * 20)
+    spaces = {name: study_of(rows, side, 0).space for name, side in SIDES.items()}
+    assert [name for name in spaces if spaces[name] == SPACE] == ["ray", "ray-tpe", "default-without-hints"]
 
 
 def test_what_is_picked_is_judged_by_the_truth() -> None:
