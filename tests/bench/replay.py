@@ -42,7 +42,7 @@ from cvtune.suggest import Suggester, suggester
 
 WITHIN = 0.01  # of the best row's mean last score
 LOOKED_AT = (16, 32, 64, 128)  # epochs
-PER_WORKER = 4  # epochs of a game; but never fewer than 128
+PER_WORKER = 4  # epochs of a game; but never fewer than --epochs
 WORKERS = (4, 16, 64)
 SLOWEST = 5.0  # times the table's median epoch: a longer one was recorded while the machine stood still
 RESAMPLES = 2000
@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=list(SIDES)[:3], help="ratios are to the first two")
     parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=LOOKED_AT[-1], help="of a game; many: until every row was tried")
     given = parser.parse_args()
     tables = [Table.read(path) for path in given.tables]
     for path, table in zip(given.tables, tables, strict=True):
@@ -313,7 +314,7 @@ def main() -> None:
         pairs = [(table, workers) for table in tables for workers in given.workers]
         side, seeds = side_of(name), range(given.seeds)
         games = [
-            [play(table, side, workers, seed, max(LOOKED_AT[-1], PER_WORKER * workers)) for seed in seeds]
+            [play(table, side, workers, seed, max(given.epochs, PER_WORKER * workers)) for seed in seeds]
             for table, workers in pairs
         ]
         ours = np.array([[game.reached for game in row] for row in games], float)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from curves import EPOCHS, MORE_SEEDS, RECIPES, SEEDS, TOP, values_of
+from curves import EPOCHS, MORE_SEEDS, RECIPES, SEEDS, SETTINGS, TOP, values_of
 from replay import SIDES, Played, Side, Table, hinted, interval, play, regrets, study_of
 
 from cvtune.space import LogUniform, Uniform, space
@@ -111,11 +111,12 @@ def test_the_interval_holds_the_mean_and_narrows_to_a_constant() -> None:
     assert low < mean < high and mean == pytest.approx(2**1.5)
 
 
-def test_the_recorded_table_is_whole_and_of_the_draws_that_are_made_today() -> None:
-    recorded = Table.read(Path(__file__).with_name("tables") / "digits.parquet")
+@pytest.mark.parametrize("source", list(SETTINGS))
+def test_a_recorded_table_is_whole_and_of_the_draws_that_are_made_today(source: str) -> None:
+    recorded = Table.read(Path(__file__).with_name("tables") / f"{source}.parquet")
     assert recorded.scores.shape == (RECIPES, SEEDS + MORE_SEEDS, EPOCHS)
     runs = np.isfinite(recorded.scores)
     assert runs[:, :SEEDS].all() and runs[:, SEEDS:].all(axis=(1, 2)).sum() == TOP
-    for ours, drawn in zip(recorded.values, values_of("digits"), strict=True):
+    for ours, drawn in zip(recorded.values, values_of(source), strict=True):
         assert {name: pytest.approx(value, rel=1e-5) for name, value in drawn.items()} == dict(ours)
     assert (recorded.seconds[runs] > 0).all() and (recorded.scores[runs] <= 1).all()
