@@ -145,6 +145,7 @@ class TrialActor(tune.Trainable):
             team = self._crew.team if self._crew and size > 1 else ALONE
             team.order("trial", config)
             loop, run = team_run(config, team)
+            self._open.callback(run.close)
             numbers = self._restore(run)
             if team.size > 1:
                 team.order("state", self._loaded and str(self._loaded), run.step)
@@ -236,9 +237,10 @@ def processes(config: Mapping[str, Any]) -> int:
 
 def team_run(config: dict[str, Any], team: Team) -> tuple[Any, Any]:
     """`begun`, with the CPU cores of a trial divided among the processes of its team."""
-    cpus = config["cpu"] / team.size
+    cpus, shared = config["cpu"] / team.size, 0 < config["gpu"] < 1
     limit_threads(cpus)
-    return begun(config, max(0, int(cpus) - 1), not config["widens"], team)
+    told = {**config, "on_gpu": config["on_gpu"] | {"shared": shared}}
+    return begun(told, max(0, int(cpus) - 1), not config["widens"], team)
 
 
 def begun(config: dict[str, Any], workers: int = 0, divides: bool = True, team: Team | None = None) -> tuple[Any, Any]:

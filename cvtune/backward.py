@@ -51,11 +51,11 @@ def there_and_back(
 
     `size` counts the images of the whole batch, `left` the whole batches to come; `setting` is that of `Run.setting`.
     """
-    accumulate, micro = now.optim.accumulate, run.micro
+    accumulate, micro, scaler = now.optim.accumulate, run.micro, run.scaler
 
-    def scaled(loss: torch.Tensor) -> torch.Tensor:
+    def scaled(loss: torch.Tensor) -> torch.Tensor:  # the run keeps what is recorded, which must not keep the run
         mean = loss / accumulate
-        return run.scaler.scale(mean) if run.scaler else mean
+        return scaler.scale(mean) if scaler else mean
 
     if micro.size is None or len(mixed.x) <= micro.size:
         done = run.recorded(mixed, setting, left, run.forward, scaled, accumulate > 1)

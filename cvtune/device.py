@@ -42,5 +42,6 @@ def limit_memory(share: float) -> None:
 
 
 def allowed_bytes(device: torch.device) -> float:
-    """What this process may use of a GPU's memory, see `limit_memory`."""
-    return torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory
+    """What this process may use of a GPU's memory, see `limit_memory`. A device without index is the current one."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.get_per_process_memory_fraction(index) * torch.cuda.get_device_properties(index).total_memory

@@ -100,6 +100,9 @@ class DeviceLoader:
             weights = None if self._weights is None else self._weights[there]
             yield Batch(images[mine][rows(count)], self._targets[there], weights)
 
+    def close(self) -> None:
+        """As that of `data.loader.Loader`: there are no workers."""
+
     def _fresh(self) -> Repeated:
         return Repeated(self._records, warm=1, worth=3)  # it has no kernels to choose from
 

@@ -18,6 +18,7 @@ from cvtune.device import allowed_bytes
 from cvtune.epoch import METRICS, Score
 from cvtune.errors import DataError
 from cvtune.kinds import shown
+from cvtune.normalize import Normalizer
 from cvtune.probe_set import Said
 from cvtune.recipe import Data
 from cvtune.tasks import Sums
@@ -154,8 +155,8 @@ def predictions(
     most = min(EVALUATION_BATCH, at_once, run.micro.size or at_once)
     module.eval()
 
-    def look(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (module(run.normalized(batch)).float(),)
+    def look(batch: torch.Tensor, normalized: Normalizer = run.normalized) -> tuple[torch.Tensor, ...]:
+        return (module(normalized(batch)).float(),)  # the run keeps what is recorded, which must not keep the run
 
     for start in range(0, len(indices), most):
         if stop():

@@ -112,6 +112,11 @@ class Run:
                 if self.is_over:
                     return
 
+    def close(self) -> None:
+        """End what works beside the run; it trains no more."""
+        if self.inner is not None:
+            self.inner.close()
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds; nothing where the user's loop has no state."""
         inner = self.inner.state_dict()
@@ -124,6 +129,7 @@ class Run:
         self.inner.load_state_dict(state["run"])
 
     def _begin(self, fold: int, step: int) -> None:
+        self.close()
         self.inner = None  # two models at once may not fit into memory
         seed = derived_seed(self.recipe.seed, fold)
         recipe = self.recipe.replace({"data.folds": None, "seed": seed})

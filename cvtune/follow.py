@@ -29,6 +29,8 @@ def follow(team: Team) -> None:
     while (order := team.heard())[0] != "end":
         what, *more = order
         if what == "trial":
+            if run is not None:
+                run.close()
             run = None  # two models at once may not fit into memory
             actor.settle(more[0])
             _, run = actor.team_run(more[0], team)

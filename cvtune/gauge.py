@@ -129,7 +129,7 @@ def together(job: dict[str, Any], recipe: Recipe, numbers: list[int]) -> dict[in
         if job["mps"]:
             mps.join()
         try:
-            rates |= _together(job, recipe, several)
+            rates |= _together({**job, "on_gpu": job["on_gpu"] | {"shared": True}}, recipe, several)
         finally:
             mps.leave()
     return rates

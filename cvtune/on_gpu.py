@@ -17,10 +17,12 @@ class OnGpu:
     Attributes:
         augment: whether images are augmented there, see `device_loader.py`.
         graph: whether a step is launched as a whole, see `recorded.py`.
+        shared: whether other trials train on it meanwhile.
     """
 
     augment: When = "auto"
     graph: When = "auto"
+    shared: bool = False
 
     def graphs(self, recipe: Recipe) -> bool:
         """Whether to try it for a recipe: code of a user's own may decide something anew for each batch."""

@@ -98,6 +98,11 @@ class Run:
                 return
             yield batch.images, batch.targets
 
+    def close(self) -> None:
+        """End what works beside the run; it has no batches any more."""
+        if self._loader is not None:
+            self._loader.close()
+
     def evaluation(self, part: Part) -> Batches:
         """The images of a part (`run.data.val`) in their order, not augmented, see `final`; else as `batches`."""
         for start in range(0, len(part.labels), EVALUATION_BATCH):

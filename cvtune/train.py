@@ -94,7 +94,8 @@ class Run:
         self.clean = np.sort(np.random.default_rng(0).permutation(len(data.train.labels))[:CLEAN_SLICE])
         self.loader = loader_of(recipe, data, self.device, on_gpu) or Loader(data.train, workers, is_gpu)
         if is_gpu:
-            torch.backends.cudnn.benchmark = True  # the shape of a batch hardly changes
+            # The shape of a batch hardly changes; beside others, what is tried out would be timed with their work.
+            torch.backends.cudnn.benchmark = not on_gpu.shared
             torch.cuda.reset_peak_memory_stats(self.device)  # a warm process has trained other trials
         seed_everything(recipe.seed, 0)
         self.final = recipe.data.model_copy(update={"image_size": recipe.image_sizes[-1]})  # how images are scored
@@ -117,6 +118,10 @@ class Run:
         self.seen = Seen(self.device)
         self.normalized = normalizer_of(data, recipe, self.device, self.layout)
         self.apply(resolve(recipe))
+
+    def close(self) -> None:
+        """End what works beside the run; it trains no more."""
+        self.loader.close()
 
     def apply(self, now: Recipe) -> None:
         """Set every value that may change in mid-training, over whatever was set or restored before.

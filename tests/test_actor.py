@@ -1,6 +1,7 @@
 """The process that trains trials, without Ray's: terminal reasons, attempts, what is logged and taken up."""
 
 import json
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +12,27 @@ import pytest
 import torch
 from PIL import Image
 
-from cvtune import checkpoint, strips
-from cvtune.actor import MOST_OPENED, OPENED, TrialActor, TrialFailed, opened, reason_of, score_test, settle
+from cvtune import checkpoint, strips, train
+from cvtune.actor import (
+    MOST_OPENED,
+    OPENED,
+    TrialActor,
+    TrialFailed,
+    opened,
+    reason_of,
+    score_test,
+    settle,
+    team_run,
+)
 from cvtune.data import open_dataset
 from cvtune.data.torchvision import data_folder
 from cvtune.engine import Setting
 from cvtune.errors import ConfigError, DataError, told
+from cvtune.on_gpu import OnGpu
 from cvtune.preflight import Prepared
 from cvtune.recipe import Recipe
 from cvtune.study import for_data
+from cvtune.team import ALONE
 
 STUDY = for_data("digits").set({"model.width": 4, "max_epochs": 3, "data.train_fraction": 0.3})
 
@@ -73,6 +86,30 @@ def test_an_epoch_is_saved_before_it_is_reported(actor: TrialActor, config: dict
     _, numbers = checkpoint.load(next(checkpoint.newest(folder)))
     assert numbers["val_accuracy"] == result["val_accuracy"]
     assert "epoch 1: train_loss" in (folder / "1" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("loop", [{}, {"train": {"loop": "python:loops_under_test:good"}}, {"data": {"folds": 2}}])
+def test_the_workers_of_a_trial_end_before_the_next_one_begins(
+    loop: dict[str, Any], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    recipe = {**config["recipe"], **{section: config["recipe"].get(section, {}) | loop[section] for section in loop}}
+    terms = {"objective": "val_accuracy", "better": "max", "seed": 0}
+    config |= {"cpu": 3, "recipe": recipe, "base": recipe, "folds": terms}
+    actor, threads = TrialActor.__new__(TrialActor), torch.get_num_threads()
+    try:
+        actor.setup(config)
+        assert "failure" not in actor.step()
+        workers = set(multiprocessing.active_children())
+        assert len(workers) == 2
+        run = actor._epochs.gi_frame.f_locals["run"]  # type: ignore[attr-defined]
+        run.itself = run  # as user code may do it: such a run is left to the garbage collector
+        del run
+        actor.reset_config({**config, "trial": "00001"})
+        assert not workers & set(multiprocessing.active_children())
+    finally:
+        actor.cleanup()
+        torch.set_num_threads(threads)
 
 
 def test_each_report_leaves_a_strip_of_the_same_images_and_a_full_disk_costs_only_the_strip(
@@ -339,6 +376,16 @@ def test_a_worker_of_another_environment_looks_for_published_data_where_the_driv
     settle(job)
     assert data_folder() == tmp_path / "shared"
     assert "TORCH_HOME" not in os.environ
+
+
+@pytest.mark.parametrize(("gpu", "shared"), [(0, False), (0.25, True), (1, False), (2, False)])
+def test_a_trial_is_told_whether_others_use_its_gpu(
+    gpu: float, shared: bool, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(train, "Run", lambda *args, **options: told.update(options))
+    team_run({**config, "gpu": gpu, "on_gpu": {"augment": "off"}}, ALONE)
+    assert told["on_gpu"] == OnGpu(augment="off", shared=shared)
 
 
 def test_relative_paths_mean_on_a_node_what_they_mean_to_the_driver(

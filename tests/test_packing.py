@@ -10,13 +10,15 @@ import torch
 from cvtune import gauge, packing
 from cvtune.actor import OPENED
 from cvtune.data import open_dataset
-from cvtune.device import limit_memory
+from cvtune.device import allowed_bytes, limit_memory
 from cvtune.domains import Choice, LogUniform
 from cvtune.errors import ClusterError, ConfigError
 from cvtune.history import load
 from cvtune.journal import Journal
 from cvtune.ledger import Ledger
+from cvtune.on_gpu import OnGpu
 from cvtune.packing import MOST, Need, choose, fewer, most_at_once, to_try
+from cvtune.recipe import Recipe
 from cvtune.space import space
 from cvtune.study import Study, for_data
 from cvtune.tune import Referee
@@ -141,6 +143,18 @@ def test_trials_at_once_are_timed_as_processes_of_their_own(
         gauge.together({**job, "fingerprint": "other"}, STUDY.recipe, [1])
 
 
+def test_only_trials_that_are_timed_alone_try_kernels_out(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: dict[int, bool] = {}
+
+    def timed(job: dict[str, Any], recipe: Recipe, numbers: list[int]) -> dict[int, float]:
+        shared.update(dict.fromkeys(numbers, OnGpu(**job["on_gpu"]).shared))
+        return dict.fromkeys(numbers, 1.0)
+
+    monkeypatch.setattr(gauge, "_together", timed)
+    gauge.together(job, STUDY.recipe, [1, 2, 4])
+    assert shared == {1: False, 2: True, 4: True}
+
+
 def test_a_gpu_that_torch_does_not_find_is_said(job: dict[str, Any]) -> None:
     with pytest.raises(ClusterError, match=r"torch finds none.*cvtune doctor"):
         gauge.answer(gauge.measure(job, STUDY.model_dump(mode="json"), 2.0))
@@ -160,6 +174,18 @@ def test_memory_is_limited_to_a_share_of_a_gpu_less_a_context_and_nowhere_else(m
     for share in (0.0, 1.0, 2.0, 0.5, 0.04):
         limit_memory(share)
     assert limits == pytest.approx([0.45, 0.02])
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 1), ("cuda:0", 0)])
+def test_what_may_be_used_is_that_of_the_trials_own_gpu(
+    device: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)  # the rest is torch's own check of the device
+    monkeypatch.setattr(torch._C, "_cuda_getMemoryFraction", {number: 0.5}.get, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    sizes = [SimpleNamespace(total_memory=8e9), SimpleNamespace(total_memory=10e9)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", sizes.__getitem__)
+    assert allowed_bytes(torch.device(device)) == 0.5 * sizes[number].total_memory
 
 
 def test_a_loop_of_the_users_own_is_not_measured(tmp_path: Path) -> None:

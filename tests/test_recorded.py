@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ from cvtune import recorded
 from cvtune.data import Dataset, open_dataset
 from cvtune.on_gpu import OnGpu
 from cvtune.recipe import Recipe
-from cvtune.recorded import WARM, WORTH, Habit
+from cvtune.recorded import WARM, WORTH, Habit, Repeated
 from cvtune.sections import Source
 from cvtune.train import Run, train
 
@@ -117,6 +119,22 @@ def test_training_is_the_same(values: dict[str, Any], dataset: Dataset, stand_in
             assert other[name] == wanted, name
     if not mixes:  # there the share is a number in one and a tensor in the other, which rounds in another place
         assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_what_is_recorded_does_not_keep_its_run(dataset: Dataset, stand_in: type[Replayed]) -> None:
+    """A run in a cycle of references holds a GPU's memory, and its loader's workers, until garbage is collected."""
+    run = Run(Recipe().replace(FAST), dataset, "cpu")
+    stand_in.made_of = [run.model.module]
+    run.recorded.allowed, run.looked = True, Repeated(allowed=True, warm=0, worth=1)
+    epochs = list(train(run))
+    assert len(epochs) == 2 and run.recorded._recording is not None and run.looked._recording is not None
+    kept = weakref.ref(run)
+    gc.disable()
+    try:
+        del run
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_a_step_is_recorded_once_it_pays() -> None:

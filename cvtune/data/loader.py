@@ -65,7 +65,7 @@ class Request:
 
 
 class Loader:
-    """Augmented batches of one part. Workers start with the first batch and live as long as the Loader.
+    """Augmented batches of one part. Workers start with the first batch and live until `close`.
 
     workers: processes that augment; 0: this one does. pin: batches in page-locked memory, for copies to a GPU.
     """
@@ -75,6 +75,7 @@ class Loader:
         self._batches = _Batches(part)
         self._pin = pin and torch.cuda.is_available()
         self._requests: list[Request] = []
+        self._made: Iterator[Batch] = iter(())
         self._workers: DataLoader[Batch] | None = None
         if workers:
             self._workers = DataLoader(
@@ -107,14 +108,22 @@ class Loader:
         pin_here = self._pin and self._workers is None  # else the DataLoader pins, since a worker cannot
         requests = [Request(chunk[rows(len(chunk))], make, seed, pin_here) for chunk in chunks if len(chunk) > 1]
         self._requests[:] = requests
-        made = map(self._batches.__getitem__, requests) if self._workers is None else iter(self._workers)
+        self._made = map(self._batches.__getitem__, requests) if self._workers is None else iter(self._workers)
         while True:
             start = time.perf_counter()
-            batch = next(made, None)
+            batch = next(self._made, None)
             self.waited += time.perf_counter() - start
             if batch is None:
                 return
             yield batch
+
+    def close(self) -> None:
+        """End the workers; no batch comes any more.
+
+        Torch takes 5 s for each worker where the garbage collector finds them in a cycle of references, since it
+        has closed their queues by then.
+        """
+        self._made, self._workers = iter(()), None
 
 
 def sample_seed(seed: int, ticket: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -245,3 +246,15 @@ def test_a_loader_that_hangs_does_not_outlive_its_trial() -> None:
     """It holds the connections of the trial's process, here its output, so that others would not see that one's end."""
     done = subprocess.run([sys.executable, "-c", ORPHANED], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_workers_end_when_their_loader_is_closed_whoever_still_holds_it(dataset: Dataset) -> None:
+    loader = Loader(dataset.train, 2, pin=False)
+    batches = loader.batches(np.arange(12), 3, Stamp(), seed=0)
+    next(batches)
+    workers = set(multiprocessing.active_children())
+    assert len(workers) == 2
+    loader.close()
+    assert not workers & set(multiprocessing.active_children())
+    assert list(batches) == []
+    loader.close()
