@@ -79,11 +79,22 @@ class Meter:
     @property
     def cpu_s(self) -> float:
         """CPU seconds (user and system) of all processes so far. What was waited for counts once."""
-        counted: defaultdict[int, float] = defaultdict(float)  # dead children by parent, whose `waited` holds them too
+        dead: defaultdict[int, list[psutil.Process]] = defaultdict(
+            list
+        )  # children by parent, whose `waited` holds them
         for process, times in self._last.items():
             if process.pid not in self._alive:
-                counted[times.parent] += times.own + times.waited
-        return sum(t.own + max(0.0, t.waited - counted[process.pid]) for process, t in self._last.items())
+                dead[times.parent].append(process)
+
+        def handed_up(process: psutil.Process) -> float:
+            """What its parent waited for. It may have waited for its own children after its last sample."""
+            times = self._last[process]
+            return times.own + max(times.waited, sum(map(handed_up, dead[process.pid])))
+
+        return sum(
+            times.own + max(0.0, times.waited - sum(map(handed_up, dead[process.pid])))
+            for process, times in self._last.items()
+        )
 
     def drain(self, limit_s: float) -> None:
         """Go on until the tree is gone, at most `limit_s`; then kill what is left."""

@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stamps
-from meter import Usage, measure
+from meter import Meter, Times, Usage, measure
 from ruler import (
     SCRIPTS,
     Plan,
@@ -92,6 +92,22 @@ def test_meter_counts_daemons_and_short_children_once(tmp_path: Path) -> None:
     assert usage.returncode == 0
     assert 1.3 < usage.cpu_s < 2.2  # 1.0 and 10 x 0.08; a daemon may lose what it does after its last sample
     assert usage.peak_pss_mb > 1
+
+
+def test_meter_counts_once_what_ended_together_with_its_parent() -> None:
+    """The parent was last seen before it waited for its children, and handed their times up all the same."""
+
+    @dataclass(frozen=True)
+    class Process:
+        pid: int
+
+    meter = Meter()
+    me, root, *workers = map(Process, (1, 2, 3, 4))
+    meter._last = {worker: Times(2, 240.0, 1.0) for worker in workers}  # type: ignore[misc]
+    meter._last |= {root: Times(1, 3.0, 0.0), me: Times(0, 0.0, 485.0)}  # type: ignore[dict-item]
+    assert meter.cpu_s == 485.0
+    meter._last |= {root: Times(1, 3.0, 484.0), me: Times(0, 0.0, 487.0)}  # type: ignore[dict-item]  # 2 of a short one
+    assert meter.cpu_s == 487.0
 
 
 def test_meter_ends_what_stays(tmp_path: Path) -> None:
