@@ -6,6 +6,12 @@
 DATA holds train/<class>/*, val/<class>/* and test/<class>/*; both sides train on the same images and choose by the same
 validation images. What is done lies in the scratch folder, so that the same command goes on after an interruption. The
 peer's file is used as it is, see README.md.
+
+Whether both train the same to the same accuracy shows without a search, with one recipe of the peer's model on both sides:
+
+    uv run python tests/bench/accuracy.py DATA studies/peer_study --same 0.005 0.3 0.1 0.01
+
+are the rate, the strength of augmentation, dropout and weight decay that the study was given; see README.md.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from ruler import CPUS, HERE, Plan, copy_peers, environment, peer_command
 
 sys.path.insert(0, str(HERE / "peers"))
 IMAGE_SIZE = 64  # px
+SEARCHED = ("lr", "strength", "dropout", "weight_decay")  # by the peer
 
 
 def ours(study: Path) -> dict[str, Any]:
@@ -121,8 +128,14 @@ def main() -> None:
     parser.add_argument("--search-epochs", type=int, default=9, help="epochs of the peer's search")
     parser.add_argument("--epochs", type=int, help="epochs of its winner; default: those of ours")
     parser.add_argument("--scratch", type=Path, default=Path("accuracy"))
+    parser.add_argument("--same", type=float, nargs=len(SEARCHED), metavar=SEARCHED, help="no search, but these")
     args = parser.parse_args()
-    found = textbook_winner(args.data.resolve(), args.samples, args.search_epochs, args.scratch.resolve())
+    if args.same is None:
+        found = textbook_winner(args.data.resolve(), args.samples, args.search_epochs, args.scratch.resolve())
+    else:
+        args.scratch.mkdir(parents=True, exist_ok=True)
+        given = dict(zip(SEARCHED, args.same, strict=True))
+        found = {"config": {**given, "data": str(args.data.resolve()), "image_size": IMAGE_SIZE, "batch_size": 64}}
     print(json.dumps(found), flush=True)
     epochs = args.epochs or ours(args.study)["epochs"]
     seeds = range(1, args.seeds + 1)  # the search trained with 0
