@@ -70,7 +70,12 @@ def rates(facts: Facts, factor: float = 1.0) -> LogUniform:
     usual = SWEET_SPOT.domains["optim.lr"]
     assert isinstance(usual, LogUniform)
     factor *= math.sqrt(_batch(facts) / REFERENCE_BATCH)
-    return LogUniform(float(f"{usual.low * factor:.2g}"), float(f"{usual.high * factor:.2g}"))
+
+    def scaled(rate: float) -> float:
+        return float(f"{rate * factor:.2g}")
+
+    likely = usual.likely and (scaled(usual.likely[0]), scaled(usual.likely[1]))
+    return LogUniform(scaled(usual.low), scaled(usual.high), likely=likely)
 
 
 def _batch(facts: Facts) -> int:

@@ -76,6 +76,8 @@ def test_what_a_data_set_is_like_moves_the_ranges() -> None:
     assert batch_size(CASES["few"]) == 8 and "data.batch_size" not in given("plain")
     assert given("uneven")["data.oversample"] == "Uniform(0, 1)" and "data.oversample" not in given("plain")
     assert given("masks")["loss.class_weight"] == "Uniform(0, 1)"
+    assert given("plain")["optim.lr"] == "LogUniform(0.0005, 0.02, likely=(0.002, 0.02))"
+    assert given("few")["optim.lr"] == "LogUniform(0.00018, 0.0071, likely=(0.00071, 0.0071))"
     assert given("intricate")["optim.lr"] != given("plain")["optim.lr"]
 
 

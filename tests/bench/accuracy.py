@@ -7,7 +7,7 @@ DATA holds train/<class>/*, val/<class>/* and test/<class>/*; both sides train o
 validation images. What is done lies in the scratch folder, so that the same command goes on after an interruption. The
 peer's file is used as it is, see README.md.
 
-Whether both train the same to the same accuracy shows without a search, with one recipe of the peer's model on both sides:
+Whether both train to the same accuracy shows without a search, with one recipe of the peer's model on both sides:
 
     uv run python tests/bench/accuracy.py DATA studies/peer_study --same 0.005 0.3 0.1 0.01
 
