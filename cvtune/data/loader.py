@@ -75,7 +75,8 @@ class Loader:
         self._batches = _Batches(part)
         self._pin = pin and torch.cuda.is_available()
         self._requests: list[Request] = []
-        self._made: Iterator[Batch] = iter(())
+        self._made: Iterator[Batch] = iter(())  # what the pass under way has not handed out yet
+        self._pass: object = None
         self._workers: DataLoader[Batch] | None = None
         if workers:
             self._workers = DataLoader(
@@ -109,7 +110,8 @@ class Loader:
         requests = [Request(chunk[rows(len(chunk))], make, seed, pin_here) for chunk in chunks if len(chunk) > 1]
         self._requests[:] = requests
         self._made = map(self._batches.__getitem__, requests) if self._workers is None else iter(self._workers)
-        while True:
+        mine = self._pass = object()
+        while self._pass is mine:  # no iterator is held here: it would keep the workers after `close`
             start = time.perf_counter()
             batch = next(self._made, None)
             self.waited += time.perf_counter() - start
@@ -118,12 +120,12 @@ class Loader:
             yield batch
 
     def close(self) -> None:
-        """End the workers; no batch comes any more.
+        """End the workers and the pass that is under way.
 
         Torch takes 5 s for each worker where the garbage collector finds them in a cycle of references, since it
         has closed their queues by then.
         """
-        self._made, self._workers = iter(()), None
+        self._pass, self._made, self._workers = None, iter(()), None
 
 
 def sample_seed(seed: int, ticket: int) -> int:

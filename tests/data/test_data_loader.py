@@ -248,6 +248,20 @@ def test_a_loader_that_hangs_does_not_outlive_its_trial() -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_new_pass_ends_the_one_under_way(workers: int, dataset: Dataset) -> None:
+    loader = Loader(dataset.train, workers, pin=False)
+    first = loader.batches(np.arange(12), 3, Stamp(), seed=0)
+    next(first)
+    second = loader.batches(np.arange(6), 3, Stamp(), seed=1)
+    images = [next(second).images]
+    assert list(first) == []
+    images += [batch.images for batch in second]
+    alone, _ = together(Loader(dataset.train, 0, pin=False).batches(np.arange(6), 3, Stamp(), seed=1))
+    assert np.array_equal(np.concatenate(images), alone)
+    loader.close()
+
+
 def test_workers_end_when_their_loader_is_closed_whoever_still_holds_it(dataset: Dataset) -> None:
     loader = Loader(dataset.train, 2, pin=False)
     batches = loader.batches(np.arange(12), 3, Stamp(), seed=0)
