@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 from ruler import CPUS, HERE, Plan, copy_peers, environment, peer_command
 
+from cvtune.history import load
+
 sys.path.insert(0, str(HERE / "peers"))
 IMAGE_SIZE = 64  # px
 SEARCHED = ("lr", "strength", "dropout", "weight_decay")  # by the peer
@@ -119,6 +121,15 @@ def lines(own: dict[str, Any], last: list[float], best: list[float]) -> Iterator
     yield f"ours - the better of the textbook's: {np.mean(own['test']) - max(np.mean(last), np.mean(best)):.4f}"
 
 
+def beside(own: list[list[float]], peers: list[list[float]]) -> Iterator[str]:
+    """Validation accuracy of both sides' trainings: mean and standard error over them, of one epoch or of five."""
+    for epochs in (1, 5):
+        for side, curves in {"ours": own, "textbook": peers}.items():
+            means = [np.mean(curve[-epochs:]) for curve in curves]
+            said = f"{np.mean(means):.4f} +- {np.std(means, ddof=1) / len(means) ** 0.5:.4f} of {len(means)} trainings"
+            yield f"{side}, validation, last {epochs} epoch{'s' * (epochs > 1)}: {said}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("data", type=Path, help="folder with train/, val/ and test/")
@@ -143,6 +154,9 @@ def main() -> None:
         curves = list(pool.map(partial(retrain, found["config"], epochs, args.scratch), seeds))
     last, best = [c[-1][1] for c in curves], [max(c, key=lambda row: row[0])[1] for c in curves]
     print("\n".join(lines(ours(args.study), last, best)))
+    if args.same is not None:  # all trainings of ours are the same then, those of the search too
+        trained = [[epoch["val_accuracy"] for epoch in trial.epochs] for trial in load(args.study).trials.values()]
+        print("\n".join(beside(trained, [[row[0] for row in curve] for curve in curves])))
 
 
 if __name__ == "__main__":
