@@ -197,7 +197,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp = tmp_path_factory.mktemp("finished")
     done = cvtune("run", "digits", *QUICK, "--set", "budget.trials=5", tmp=tmp)
     assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in ("best", "recipe", "saved", "tables", "val_accuracy"))
+    missing = {word for word in ("best", "recipe", "saved", "tables", "val_accuracy") if word not in done.stdout}
+    assert missing == (set() if "stopped_scheduler" in done.stdout else {"saved"})  # which depends on who reports first
     return tmp
 
 

@@ -150,6 +150,10 @@ class Inner:
     class Run:
         def __init__(self, recipe: Recipe, data: Dataset, **_: Any) -> None:
             self.step, self.epoch = 0, 0
+            Inner.open += 1
+
+        def close(self) -> None:
+            Inner.open -= 1
 
     @classmethod
     def train(cls, run: Any, stop: Any) -> Any:
@@ -162,13 +166,13 @@ class Inner:
             some: dict[str, Any] = dict.fromkeys((f.name for f in dataclasses.fields(Epoch)), 0.5)
             yield Epoch(**some | {"step": run.step, "epoch": run.epoch, "val_accuracy": value})
 
-    begun = 0
+    begun = open = 0
 
 
 @pytest.fixture
 def inner(monkeypatch: pytest.MonkeyPatch) -> type[Inner]:
     monkeypatch.setattr(folds, "own_train", Inner)
-    Inner.begun = 0
+    Inner.begun = Inner.open = 0
     return Inner
 
 
@@ -177,7 +181,9 @@ def test_patience_ends_a_fold_and_not_the_trial(digits: Dataset, inner: type[Inn
     run = folds.Run(TINY.replace({"max_epochs": 4, "patience": 1}), digits, TERMS)
     epochs = list(folds.train(run))
     assert [(e.fold, e.epoch) for e in epochs] == [(1, 1), (1, 2), *((2, k) for k in (1, 2, 3, 4)), (3, 1), (3, 2)]
-    assert epochs[-1].fold_scores == [0.5, 0.4, 0.6]
+    assert epochs[-1].fold_scores == [0.5, 0.4, 0.6] and inner.open == 1
+    run.close()
+    assert inner.open == inner.begun - 3 == 0
     inner.begun = 0
     low = folds.Run(TINY.replace({"max_epochs": 4}), digits, folds.Terms(0, "val_accuracy", "min"))
     assert list(folds.train(low))[-1].fold_scores == [0.4, 0.1, 0.6]
