@@ -172,7 +172,8 @@ RULES = (
         "optim.lr",
         lambda f: True,
         lambda f: rates(f),
-        "the usual range of AdamW for batches of 64; `cvtune lr` measures it on your images.",
+        "the usual range of AdamW for batches of 64, likely where a small network did best; `cvtune lr` measures it on "
+        "your images.",
     ),
     Rule(
         "loss.class_weight",

@@ -79,9 +79,7 @@ class Meter:
     @property
     def cpu_s(self) -> float:
         """CPU seconds (user and system) of all processes so far. What was waited for counts once."""
-        dead: defaultdict[int, list[psutil.Process]] = defaultdict(
-            list
-        )  # children by parent, whose `waited` holds them
+        dead: defaultdict[int, list[psutil.Process]] = defaultdict(list)  # by parent, whose `waited` holds theirs
         for process, times in self._last.items():
             if process.pid not in self._alive:
                 dead[times.parent].append(process)
